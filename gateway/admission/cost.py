@@ -1,0 +1,53 @@
+"""What a call is thought to cost before it runs, and what it is charged once it ended.
+
+Prompt tokens are estimated from the prompt's bytes by a ratio that is learnt for each model from the engine's own
+counts; the estimate only decides admission, the charge is what the engine measured wherever it said so.
+"""
+
+from typing import NamedTuple
+
+from gateway.call import Call, Delivery, Usage
+from gateway.errors import BadCall, Refused, Unserved
+
+FIRST_GUESS_TOKENS_PER_BYTE = 0.3
+LEARNING_RATE = 0.1
+
+
+class Cost(NamedTuple):
+    """Tokens that a call may take. `open_ended` when the caller did not say how long the completion may be."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    open_ended: bool
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+class Estimator:
+    """Tokens for each byte of a prompt, by model: an exponential moving average of what engines measured."""
+
+    def __init__(self, completion_tokens: int) -> None:
+        self._completion_tokens = completion_tokens
+        self._tokens_per_byte: dict[str, float] = {}
+
+    def estimate(self, call: Call) -> Cost:
+        ratio = self._tokens_per_byte.get(call.model, FIRST_GUESS_TOKENS_PER_BYTE)
+        completion = self._completion_tokens if call.max_tokens is None else call.max_tokens
+        return Cost(round(call.prompt_bytes * ratio) + 1, completion * call.choices, call.max_tokens is None)
+
+    def learn(self, call: Call, usage: Usage) -> None:
+        if usage.measured and call.prompt_bytes:
+            seen = usage.prompt_tokens / call.prompt_bytes
+            known = self._tokens_per_byte.get(call.model, seen)
+            self._tokens_per_byte[call.model] = known + LEARNING_RATE * (seen - known)
+
+
+def charge(cost: Cost, delivery: Delivery, error: BaseException | None) -> Usage:
+    """The tokens to charge: measured where known, nothing where nothing ran, else what was seen to be delivered."""
+    if delivery.usage is not None:
+        return delivery.usage
+    if isinstance(error, (Unserved, BadCall, Refused)) and not delivery.events:
+        return Usage(0, 0)
+    return Usage(cost.prompt_tokens, delivery.events, measured=False)

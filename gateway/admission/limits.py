@@ -1,0 +1,56 @@
+"""Limits as arithmetic on (state, now): buckets that refill evenly, and slots for calls that run.
+
+No clock, no I/O. A bucket admits at most `size + t * size / 60` in any t seconds, has no window edges, and is
+the continuous form of the generic cell rate algorithm (ITU-T I.371). What a call was thought to cost is taken
+before it runs; what it did cost is settled afterwards, so a bucket may owe for a while.
+"""
+
+from dataclasses import dataclass
+
+MINUTE_S = 60.0
+
+
+@dataclass(slots=True)
+class Bucket:
+    """`size` units a minute. `level` is what is left at `at_s`; negative while calls cost more than estimated."""
+
+    size: int
+    level: float
+    at_s: float
+
+    @classmethod
+    def full(cls, size: int, now_s: float) -> "Bucket":
+        return cls(size, float(size), now_s)
+
+    def refill(self, now_s: float) -> None:
+        if now_s > self.at_s:
+            self.level = min(self.size, self.level + (now_s - self.at_s) * self.size / MINUTE_S)
+            self.at_s = now_s
+
+    def wait_s(self, units: float, now_s: float) -> float | None:
+        """Seconds until `units` can be taken: 0 for now, None when they never fit."""
+        if units > self.size:
+            return None
+        self.refill(now_s)
+        return max(0.0, (units - self.level) * MINUTE_S / self.size)
+
+    def take(self, units: float) -> None:
+        self.level -= units
+
+    def give_back(self, units: float) -> None:
+        self.level = min(self.size, self.level + units)
+
+    def full_in_s(self) -> float:
+        """Seconds until the bucket is full again."""
+        return (self.size - self.level) * MINUTE_S / self.size
+
+
+@dataclass(slots=True)
+class Slots:
+    """`size` calls at the same time."""
+
+    size: int
+    taken: int = 0
+
+    def __repr__(self) -> str:
+        return f"<Slots {self.taken} of {self.size}>"

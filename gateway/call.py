@@ -1,0 +1,77 @@
+"""The values that travel along a call's path. They hold facts and decide nothing."""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+
+class Usage(NamedTuple):
+    """Tokens that a call took. `measured` is False where the engine never said and we estimated."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    measured: bool = True
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call, read and checked. `body` holds exactly the fields that go upstream, `payload` the same as JSON.
+
+    `model` is the canonical name: aliases are resolved. `max_tokens` is per choice, None when the caller
+    left it open. `prompt_bytes` is what the caller sent. `received_at_s` is monotonic.
+    """
+
+    id: str
+    path: str
+    model: str
+    body: Mapping[str, Any]
+    payload: bytes
+    stream: bool
+    wants_usage: bool
+    choices: int
+    max_tokens: int | None
+    prompt_bytes: int
+    received_at_s: float
+
+
+@dataclass(slots=True)
+class Delivery:
+    """What has reached the caller so far; the relay writes it, the lease and the record read it.
+
+    Times are monotonic seconds. `events` counts relayed data events: about one a token. `complete` is set once
+    the caller has been given the whole reply, whatever happens to the connection after that.
+    """
+
+    usage: Usage | None = None
+    events: int = 0
+    complete: bool = False
+    first_at_s: float | None = None
+    last_at_s: float | None = None
+    finish_reasons: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A reply that is one JSON document."""
+
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """A reply that is a stream of server-sent events, as bytes that end at event boundaries."""
+
+    chunks: AsyncIterator[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What goes back to the caller. `headers` are lower-case and ours alone: none is the engine's."""
+
+    content: Whole | Streamed
+    headers: Mapping[str, str]

@@ -1,0 +1,43 @@
+"""For orchestrators and scrapers: is the process alive, is it ready for calls, what are its metrics."""
+
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+Readiness = Callable[[], tuple[bool, dict[str, Any]]]
+"""Whether calls can be served, and the details to show."""
+
+
+class Probes:
+    """/livez, /readyz and /metrics."""
+
+    def __init__(self, readiness: Readiness, metrics: Callable[[], bytes], metrics_type: str) -> None:
+        self._readiness = readiness
+        self._metrics = metrics
+        self._metrics_type = metrics_type
+
+    def routes(self, *, with_metrics: bool) -> list[Route]:
+        health = [Route("/livez", self.livez), Route("/readyz", self.readyz)]
+        return [*health, Route("/metrics", self.metrics)] if with_metrics else health
+
+    async def livez(self, request: Request) -> Response:
+        """200 as long as the process answers."""
+        return Response(b'{"status":"alive"}', media_type="application/json", headers={"cache-control": "no-store"})
+
+    async def readyz(self, request: Request) -> Response:
+        """200 when some model can be called and the gateway is not draining, else 503; either way with the details."""
+        ready, details = self._readiness()
+        return Response(
+            orjson.dumps({"status": "ready" if ready else "not ready", **details}),
+            200 if ready else 503,
+            media_type="application/json",
+            headers={"cache-control": "no-store"},
+        )
+
+    async def metrics(self, request: Request) -> Response:
+        """Prometheus text exposition."""
+        return Response(self._metrics(), media_type=self._metrics_type, headers={"cache-control": "no-store"})

@@ -1,0 +1,224 @@
+"""Everything that can go wrong with a call, named by whose fault it is.
+
+An error is raised where the fact is known and carries the fact; `edge/rendering.py` alone decides how it
+looks to a caller. Nothing here knows about HTTP.
+"""
+
+
+class GatewayError(Exception):
+    """A call ended without a complete reply. The message is for the caller: no URL, path, key or prompt."""
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+class BadCall(GatewayError):
+    """The caller's fault: the same call will fail again. `param` names the field, where there is one."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class Refused(GatewayError):
+    """The caller may not do this, or not now. `retry_after_s` says when to come back, None for never."""
+
+    retry_after_s: float | None = None
+
+
+class Unserved(GatewayError):
+    """Our side's fault, before the first byte of a reply: nobody could serve the call now."""
+
+    retry_after_s: float | None = 1.0
+
+
+class Severed(GatewayError):
+    """The reply broke off after its first byte: the caller holds a part of it."""
+
+
+class CallerLeft(GatewayError):
+    """The caller closed the connection; there is nobody to answer and nobody at fault."""
+
+    def __init__(self) -> None:
+        super().__init__("the caller left")
+
+
+# The caller's faults
+
+
+class NotJson(BadCall):
+    """The body is not a JSON object, or a JSON text that two parsers could read differently."""
+
+
+class UnsupportedParameter(BadCall):
+    """A field that this gateway does not pass on to engines."""
+
+    def __init__(self, param: str) -> None:
+        super().__init__(f"Unsupported parameter: '{param}' is not accepted by this endpoint.", param)
+
+
+class UnsupportedMediaType(BadCall):
+    def __init__(self, content_type: str) -> None:
+        super().__init__(f"The body must be sent as application/json (was {content_type[:80]!r}).")
+
+
+class BodyTooLarge(BadCall):
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"The body is larger than {limit_bytes} bytes.")
+        self.limit_bytes = limit_bytes
+
+
+class BodyTooSlow(BadCall):
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"The body did not arrive within {limit_s:g} s.")
+
+
+class ContextTooLong(BadCall):
+    def __init__(self, limit_tokens: int, prompt_tokens: int, completion_tokens: int) -> None:
+        wanted = f"{prompt_tokens} in the messages"
+        if completion_tokens:
+            wanted += f" and {completion_tokens} for the completion"
+        super().__init__(
+            f"This model's maximum context length is {limit_tokens} tokens, but this call asks for {wanted}.",
+            param="messages",
+        )
+
+
+class UnknownModel(BadCall):
+    """The model does not exist or the principal may not call it: both look the same to the caller."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"The model `{model[:128]}` does not exist or you do not have access to it.")
+
+
+class NoSuchRoute(BadCall):
+    def __init__(self, method: str, path: str) -> None:
+        super().__init__(f"Unknown request URL: {method[:16]} {path[:128]}.")
+
+
+class WrongMethod(BadCall):
+    def __init__(self, method: str, allowed: str) -> None:
+        super().__init__(f"Not allowed to {method[:16]} here; use {allowed}.")
+        self.allowed = allowed
+
+
+# Refusals
+
+
+class NoKey(Refused):
+    def __init__(self) -> None:
+        super().__init__(
+            "You didn't provide an API key. Send it in an Authorization header: `Authorization: Bearer YOUR_KEY`."
+        )
+
+
+class UnknownKey(Refused):
+    """Wrong, expired or revoked: one text for all, so that nothing is learnt from it."""
+
+    def __init__(self) -> None:
+        super().__init__("Incorrect API key provided.")
+
+
+class LimitReached(Refused):
+    """A limit of the key or its tenant would be exceeded. `limit` is its name in the settings."""
+
+    def __init__(self, limit: str, allowed: int, owner: str, retry_after_s: float | None) -> None:
+        words = limit.replace("_", " ")
+        hint = "" if retry_after_s is not None else " This call alone is larger than the limit."
+        super().__init__(f"Rate limit reached for {owner}: {allowed} {words}.{hint}")
+        self.limit = limit
+        self.retry_after_s = retry_after_s
+
+
+# Our side
+
+
+class GateClosed(Unserved):
+    """The gateway runs as many calls as it may."""
+
+    def __init__(self, running: int) -> None:
+        super().__init__(f"The gateway is busy: {running} calls are running.")
+
+
+class Draining(Unserved):
+    def __init__(self) -> None:
+        super().__init__("This gateway is shutting down; try again.")
+
+
+class NoReplica(Unserved):
+    """No replica of the model may take a call: none is up, or none is left to try."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"No engine is ready to serve `{model}`.")
+
+
+class EngineFailed(Unserved):
+    """Engines were tried and none gave an answer; `why` is one of our own words, never the engine's."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"The engine failed before it answered ({why}).")
+
+
+class EnginesBusy(Unserved):
+    def __init__(self) -> None:
+        super().__init__("All engines of this model are at capacity.")
+
+
+class EngineMisconfigured(Unserved):
+    """The engine refuses the gateway itself; retrying will not help."""
+
+    retry_after_s = None
+
+    def __init__(self, status: int) -> None:
+        super().__init__("The gateway and its engine do not agree; the operator has to look.")
+        self.status = status
+
+
+class TimedOut(Unserved):
+    """No answer in time, and no byte was passed on."""
+
+    def __init__(self, what: str, limit_s: float) -> None:
+        super().__init__(f"No {what} within {limit_s:g} s.")
+
+
+# After the first byte
+
+
+class EngineLost(Severed):
+    def __init__(self) -> None:
+        super().__init__("The engine's connection broke off in the middle of the reply.")
+
+
+class EngineStalled(Severed):
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"The engine sent nothing for {limit_s:g} s.")
+
+
+class EngineBroke(Severed):
+    """The engine said so itself, in an event of the stream."""
+
+    def __init__(self, message: str = "The engine reported an error in the middle of the reply.") -> None:
+        super().__init__(message)
+
+
+class ReplyIncomplete(Severed):
+    def __init__(self) -> None:
+        super().__init__("The engine ended the reply before it was finished.")
+
+
+class CallTimedOut(Severed):
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"The call was not finished within {limit_s:g} s.")
+
+
+class ShuttingDown(Severed):
+    def __init__(self) -> None:
+        super().__init__("The gateway shut down before the reply was finished.")
+
+
+class SlowReader(Severed):
+    """The caller stopped reading; it cannot be told."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"The caller read nothing for {limit_s:g} s.")

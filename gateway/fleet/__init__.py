@@ -1,0 +1,1 @@
+"""The engines that exist and what is known of them: membership, health, load."""

@@ -1,0 +1,128 @@
+"""The owner of membership and health. Watches every replica, takes in what calls show, hands out snapshots."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from gateway.fleet.replica import Blame, Health, Load, Replica, Snapshot
+from gateway.fleet.scrape import ProbeFailed, Served
+from gateway.http1 import Address
+from gateway.settings import FleetSettings, ModelSettings
+
+
+class Looking(Protocol):
+    """Looks at one engine; each raises ProbeFailed."""
+
+    async def health(self, address: Address) -> None: ...
+    async def served(self, address: Address) -> Served: ...
+    async def load(self, address: Address) -> Load: ...
+
+
+OnChange = Callable[[Replica], None]
+
+
+class Fleet:
+    """All pools. Use as `async with`: probing runs inside the block. `<Fleet tiny: a up, b down>`."""
+
+    def __init__(
+        self, models: Iterable[ModelSettings], settings: FleetSettings, look: Looking, on_change: OnChange
+    ) -> None:
+        self._settings = settings
+        self._look = look
+        self._on_change = on_change
+        self._pools = {
+            model.name: tuple(
+                Replica(
+                    name=replica.name,
+                    model=model.name,
+                    address=Address.of(
+                        replica.url, replica.api_key.get_secret_value() if replica.api_key is not None else None
+                    ),
+                )
+                for replica in model.replicas
+            )
+            for model in models
+        }
+        self._failures: dict[Replica, int] = {}
+        self._wake = {replica: asyncio.Event() for pool in self._pools.values() for replica in pool}
+        self._changed = asyncio.Event()
+
+    async def __aenter__(self) -> "Fleet":
+        self._group = await asyncio.TaskGroup().__aenter__()
+        self._watchers = [self._group.create_task(self._watch(replica)) for replica in self._wake]
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        for watcher in self._watchers:
+            watcher.cancel()
+        await self._group.__aexit__(None, None, None)
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(self._pools)
+
+    async def until(self, condition: Callable[[Snapshot], bool]) -> None:
+        """Waits until a snapshot fulfils `condition`."""
+        while not condition(self.snapshot()):
+            self._changed.clear()
+            await self._changed.wait()
+
+    # What calls show.
+
+    def begun(self, replica: Replica) -> None:
+        replica.in_flight += 1
+
+    def ended(self, replica: Replica) -> None:
+        replica.in_flight -= 1
+
+    def failed(self, replica: Replica, blame: Blame, why: str) -> None:
+        """An engine that nobody can connect to is down at once; of one that misbehaves a probe is taken at once."""
+        if blame is Blame.UNREACHABLE:
+            self._set(replica, Health.DOWN, why)
+        if blame in (Blame.UNREACHABLE, Blame.FAULT):
+            self._wake[replica].set()
+
+    # What probes show.
+
+    async def _watch(self, replica: Replica) -> None:
+        wake = self._wake[replica]
+        while True:
+            wake.clear()
+            await self._probe(replica)
+            try:
+                async with asyncio.timeout(self._settings.probe_interval_s):
+                    await wake.wait()
+                # Woken by a failing call: not at once again, or failing calls would make a storm of probes.
+                await asyncio.sleep(self._settings.probe_interval_s / 10)
+            except TimeoutError:
+                pass
+
+    async def _probe(self, replica: Replica) -> None:
+        try:
+            await self._look.health(replica.address)
+            if replica.health is not Health.UP:
+                served = await self._look.served(replica.address)
+                if replica.model not in served.names:
+                    raise ProbeFailed(f"serves {', '.join(sorted(served.names)) or 'nothing'}")
+                replica.context_tokens = served.context_tokens
+            replica.load = await self._look.load(replica.address)
+        except ProbeFailed as failed:
+            self._failures[replica] = self._failures.get(replica, 0) + 1
+            if replica.health is not Health.UP or self._failures[replica] >= self._settings.failures_to_down:
+                self._set(replica, Health.DOWN, str(failed))
+        else:
+            self._failures[replica] = 0
+            self._set(replica, Health.UP, "")
+
+    def _set(self, replica: Replica, health: Health, why: str) -> None:
+        changed = replica.health is not health
+        replica.health, replica.why_down = health, why
+        if changed:
+            self._on_change(replica)
+            self._changed.set()
+
+    def __repr__(self) -> str:
+        pools = (
+            f"{model}: " + ", ".join(f"{replica.name} {replica.health.value}" for replica in pool)
+            for model, pool in self._pools.items()
+        )
+        return f"<Fleet {'; '.join(pools)}>"

@@ -1,0 +1,306 @@
+"""An HTTP/1.1 client for engines: one exchange at a time on a connection, bytes as they come, nothing else.
+
+Owns sockets and their reuse. It knows no model, no retry and no event: a broken exchange raises `Broken`, which
+says how far it came. Many body chunks that arrive in one read are handed on as one piece. An engine that sends
+faster than its reader is held back by the socket.
+"""
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+from urllib.parse import urlsplit
+
+import httptools
+
+MAX_HEAD_BYTES = 64 * 1024
+MAX_HEADERS = 200
+HIGH_WATER_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where an engine listens, and the key that it wants."""
+
+    host: str
+    port: int
+    tls: bool = False
+    api_key: str | None = None
+
+    @classmethod
+    def of(cls, url: str, api_key: str | None = None) -> "Address":
+        """The address in `http://host:port` or `https://host:port`."""
+        parts = urlsplit(url)
+        tls = parts.scheme == "https"
+        return cls(parts.hostname or "", parts.port or (443 if tls else 80), tls, api_key)
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def __repr__(self) -> str:
+        return f"<Address {self}>"
+
+
+class Broken(Exception):
+    """An exchange that cannot be completed. `refused`: no connection came about; `silent`: no byte was received."""
+
+    def __init__(self, why: str, *, refused: bool = False, silent: bool = False) -> None:
+        super().__init__(why)
+        self.refused = refused
+        self.silent = silent
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Status and headers of an answer; names in lower case."""
+
+    status: int
+    headers: dict[bytes, bytes]
+
+
+class Connection(asyncio.Protocol):
+    """A connection to one engine. After `send`, await `head`, then `read` until it returns b""."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_lost: Callable[["Connection"], None]) -> None:
+        self._loop = loop
+        self._on_lost = on_lost
+        self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self.exchanges = 0
+        self.idle_since_s = 0.0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        self._headers: dict[bytes, bytes] = {}
+        self._head: Head | None = None
+        self._head_bytes = 0
+        self._parts: list[bytes] = []
+        self._buffered = 0
+        self._paused = False
+        self._received = False
+        self._complete = False
+        self._reusable = False
+        self._error: Broken | None = None
+
+    # What the user of the connection calls.
+
+    def send(self, message: bytes) -> None:
+        """Begins an exchange: `message` is the whole of it, head and body."""
+        self.exchanges += 1
+        self._begin()
+        if self._transport is None or self._transport.is_closing():
+            self._error = Broken("connection closed", silent=True)
+        else:
+            self._transport.write(message)
+
+    async def head(self, timeout_s: float) -> Head:
+        """The answer's head. Raises Broken, TimeoutError."""
+        while self._head is None:
+            if self._error:
+                raise self._error
+            await self._wait(timeout_s)
+        return self._head
+
+    async def read(self, timeout_s: float) -> bytes:
+        """All of the body that is here, at least one byte; b"" at its end. Raises Broken, TimeoutError.
+
+        What arrived before a connection broke is still returned first.
+        """
+        while not self._parts:
+            if self._complete:
+                return b""
+            if self._error:
+                raise self._error
+            await self._wait(timeout_s)
+        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        self._buffered = 0
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+        return data
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another exchange may follow: the last one is complete and both sides keep the connection."""
+        return self._complete and self._reusable and not self.closed
+
+    @property
+    def closed(self) -> bool:
+        return self._transport is None or self._transport.is_closing()
+
+    def abort(self) -> None:
+        """Closes at once; an engine that is still working sees its caller gone."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def _wait(self, timeout_s: float) -> None:
+        waiter = self._waiter = self._loop.create_future()
+        timer = self._loop.call_later(timeout_s, _expire, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _fail(self, why: str) -> None:
+        if self._error is None and not self._complete:
+            self._error = Broken(why, silent=not self._received)
+        self._reusable = False
+        self.abort()
+        self._wake()
+
+    # What the event loop calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are no subclasses of asyncio's, they only look like them.
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._complete or self._error or not self.exchanges:
+            # Bytes that belong to no exchange: whatever they are, this connection cannot be trusted any more.
+            self._reusable = False
+            self.abort()
+            return
+        self._received = True
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._fail("unexpected protocol upgrade")
+        except httptools.HttpParserError:
+            self._fail("malformed answer")
+        else:
+            if self._buffered > HIGH_WATER_BYTES and not self._paused and self._transport is not None:
+                self._paused = True
+                self._transport.pause_reading()
+            self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._until_close and exc is None and not self._complete:
+            self._complete = True
+        elif not self._complete and self._error is None:
+            self._error = Broken("connection lost", silent=not self._received)
+        self._transport = None
+        self._on_lost(self)
+        self._wake()
+
+    @property
+    def _until_close(self) -> bool:
+        """An answer without length or chunks ends where its connection ends (RFC 9112, 6.3)."""
+        return (
+            self._head is not None
+            and b"content-length" not in self._head.headers
+            and b"transfer-encoding" not in self._head.headers
+        )
+
+    # What the parser calls.
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > MAX_HEAD_BYTES or len(self._headers) >= MAX_HEADERS:
+            raise ValueError("the head is too large")
+        self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status >= 200:
+            self._head = Head(status, self._headers)
+        self._headers = {}
+
+    def on_body(self, body: bytes) -> None:
+        self._parts.append(body)
+        self._buffered += len(body)
+
+    def on_message_complete(self) -> None:
+        if self._head is None:  # An interim answer (1xx): the real one is still to come.
+            return
+        self._complete = True
+        self._reusable = self._parser.should_keep_alive() and not self._until_close
+
+
+def _expire(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_exception(TimeoutError())
+
+
+class Connections:
+    """The connections to all engines; idle ones are kept for `idle_s` and used again, the newest first.
+
+    Use as `async with`: on leaving, every connection is closed.
+    """
+
+    def __init__(self, connect_timeout_s: float, idle_s: float) -> None:
+        self._connect_timeout_s = connect_timeout_s
+        self._idle_s = idle_s
+        self._idle: dict[Address, deque[Connection]] = {}
+        self._open: set[Connection] = set()
+        self._tls: ssl.SSLContext | None = None
+
+    async def __aenter__(self) -> "Connections":
+        self._loop = asyncio.get_running_loop()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        for connection in tuple(self._open):
+            connection.abort()
+        while self._open:
+            await asyncio.sleep(0)
+
+    async def acquire(self, address: Address, *, fresh: bool = False) -> Connection:
+        """A connection to send on: a kept one unless `fresh`. Raises Broken when none can be made."""
+        idle = self._idle.get(address)
+        while idle and not fresh:
+            connection = idle.pop()
+            if not connection.closed and self._loop.time() - connection.idle_since_s < self._idle_s:
+                return connection
+            connection.abort()
+        return await self._connect(address)
+
+    def release(self, connection: Connection, address: Address) -> None:
+        """Keeps a connection for the next call where its exchange is complete, closes it otherwise."""
+        if connection.reusable:
+            connection.idle_since_s = self._loop.time()
+            self._idle.setdefault(address, deque()).append(connection)
+        else:
+            connection.abort()
+
+    async def _connect(self, address: Address) -> Connection:
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                _, connection = await self._loop.create_connection(
+                    lambda: Connection(self._loop, partial(self._forget, address)),
+                    address.host,
+                    address.port,
+                    ssl=self._tls_context() if address.tls else None,
+                )
+        except TimeoutError:
+            raise Broken("no connection in time", refused=True, silent=True) from None
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            raise Broken(f"no connection: {reason}", refused=True, silent=True) from error
+        if not connection.closed:
+            self._open.add(connection)
+        return connection
+
+    def _forget(self, address: Address, connection: Connection) -> None:
+        self._open.discard(connection)
+        idle = self._idle.get(address)
+        if idle and connection in idle:
+            idle.remove(connection)
+
+    def _tls_context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+        return self._tls
+
+    def __repr__(self) -> str:
+        idle = sum(len(connections) for connections in self._idle.values())
+        return f"<Connections {len(self._open)} open, {idle} idle>"

@@ -1,0 +1,1 @@
+"""Who is calling: a credential becomes a principal that acts for a tenant."""

@@ -1,0 +1,386 @@
+"""The whole configuration as frozen values: one YAML file, overlaid by the environment, checked at once.
+
+The only module that reads the environment. Each part of the gateway receives its own section. Every problem
+of a file is named in one `SettingsError`, by its dotted path.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+
+PREFIX = "PAGEGATE_"
+# Variables with the prefix that are not settings: they steer `pagegate up`, not the gateway.
+EMBEDDED = frozenset({"PAGEGATE_PORT", "PAGEGATE_BOOTSTRAP_KEY", "PAGEGATE_STATE", "PAGEGATE_CONFIG"})
+
+Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$")]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+Checked = TypeVar("Checked")
+
+
+class SettingsError(Exception):
+    """A configuration that cannot be used; `problems` has one line for each thing to mend."""
+
+    def __init__(self, source: str, problems: Sequence[str]) -> None:
+        super().__init__(f"{source}: " + "; ".join(problems))
+        self.source = source
+        self.problems = tuple(problems)
+
+
+def _repeated(place: str, names: Sequence[str]) -> list[str]:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    return [f"{place}: `{name}` is given more than once" for name in twice]
+
+
+def _or_problems(value: Checked, problems: Sequence[str]) -> Checked:
+    if problems:
+        raise ValueError("\n".join(problems))
+    return value
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class ServerSettings(Section):
+    """Where the gateway listens, and what it accepts from a connection."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: Port = Field(8080, description="Port to listen on; 0 takes a free one.")
+    metrics_host: str = Field("127.0.0.1", description="Address of the metrics listener, where `metrics_port` is set.")
+    metrics_port: Port | None = Field(
+        None,
+        description="A port of its own for /metrics. Without it /metrics is on the main port, for anybody who "
+        "reaches that port: set it when `host` is not loopback.",
+    )
+    max_body_bytes: int = Field(8 * 2**20, ge=1024, description="A longer body is answered 413, unread.")
+    body_timeout_s: Seconds = Field(30, description="The whole body must arrive within this time.")
+    max_connections: int = Field(20_000, ge=1, description="Connections beyond this are answered 503.")
+    keep_alive_s: Seconds = Field(75, description="An idle connection is closed after this time.")
+    slow_reader_s: Seconds = Field(30, description="A caller that reads nothing for so long loses its stream.")
+    drain_delay_s: float = Field(
+        0, ge=0, description="After SIGTERM: how long to stay open, unready, so that load balancers notice."
+    )
+    drain_timeout_s: Seconds = Field(
+        30, description="After SIGTERM: how long open calls may go on before they are ended with an error event."
+    )
+
+
+class Limits(Section):
+    """Limits of a key or of a tenant; a limit that is not given does not exist."""
+
+    requests_per_minute: int | None = Field(None, ge=1, description="Calls a minute, as a bucket that refills evenly.")
+    tokens_per_minute: int | None = Field(
+        None, ge=1, description="Prompt and completion tokens a minute: estimated before, settled after the call."
+    )
+    concurrent_calls: int | None = Field(None, ge=1, description="Calls that may run at the same time.")
+
+
+class KeySettings(Section):
+    """An API key, known by its digest alone (`pagegate keys create` prints both)."""
+
+    name: Name = Field(description="What the key is called in logs; never the key itself.")
+    digest: Digest = Field(description="Keyed BLAKE2b of the key under the identity secret, 64 hexadecimal digits.")
+    tenant: Name = Field("default", description="The tenant that the key acts for.")
+    models: tuple[str, ...] = Field(
+        ("*",), description="Models it may call, as shell patterns on canonical names (not aliases)."
+    )
+    limits: Limits = Field(Limits(), description="Limits of this key alone.")
+
+
+class TenantSettings(Section):
+    """Who keys act for: the owner of limits and of a prefix cache of its own."""
+
+    name: Name = Field(description="The tenant's name.")
+    limits: Limits = Field(Limits(), description="Limits that all keys of the tenant share.")
+
+
+class IdentitySettings(Section):
+    """Who may call."""
+
+    secret: SecretStr | None = Field(
+        None, description="Secret under which keys are hashed; at least 16 characters. Better in a file."
+    )
+    secret_file: Path | None = Field(None, description="File that holds the secret, readable by the gateway alone.")
+    keys: tuple[KeySettings, ...] = Field((), description="The keys that exist.")
+    tenants: tuple[TenantSettings, ...] = Field(
+        (TenantSettings(name="default"),), description="The tenants that exist."
+    )
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        tenants = {tenant.name for tenant in self.tenants}
+        problems = [
+            f"keys.{at}.tenant: `{key.tenant}` is not one of the tenants ({', '.join(sorted(tenants))})"
+            for at, key in enumerate(self.keys)
+            if key.tenant not in tenants
+        ]
+        problems += _repeated("tenants", [tenant.name for tenant in self.tenants])
+        problems += _repeated("keys", [key.name for key in self.keys])
+        problems += _repeated("keys", [key.digest for key in self.keys])
+        if self.keys and self.secret is None and self.secret_file is None:
+            problems.append("secret_file: is needed to check the keys' digests")
+        if self.secret is not None and len(self.secret.get_secret_value()) < 16:
+            problems.append("secret: must have at least 16 characters")
+        return _or_problems(self, problems)
+
+
+class ReplicaSettings(Section):
+    """One engine process."""
+
+    name: Name = Field(description="The replica's name in metrics, traces and logs.")
+    url: str = Field(description="Where the engine listens, e.g. `http://127.0.0.1:9101`; without a path.")
+    api_key: SecretStr | None = Field(None, description="The engine's own key, where it wants one.")
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_origin(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be http://host:port or https://host:port")
+        if parts.path not in ("", "/") or parts.query or parts.username:
+            raise ValueError("must have no path, query or credentials")
+        return url.rstrip("/")
+
+
+class ModelSettings(Section):
+    """One model and the pool of replicas that serve it."""
+
+    name: Name = Field(description="The canonical name: what engines serve it as and permissions speak of.")
+    aliases: tuple[Name, ...] = Field((), description="Other names that callers may use.")
+    replicas: tuple[ReplicaSettings, ...] = Field((), description="The engines that serve it.")
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        return _or_problems(self, _repeated("replicas", [replica.name for replica in self.replicas]))
+
+
+class AdmissionSettings(Section):
+    """What may run, and what a call is thought to cost before it is known."""
+
+    max_running: int = Field(10_000, ge=1, description="Calls that this gateway runs at once; more are answered 503.")
+    completion_tokens: int = Field(
+        256, ge=1, description="Completion tokens reserved for a call that does not say max_tokens."
+    )
+    max_choices: int = Field(8, ge=1, le=128, description="The largest `n` of a call.")
+    allowed_fields: tuple[str, ...] = Field(
+        (),
+        description="Further fields of a call's body to pass on to engines, e.g. `ignore_eos`, `min_tokens`. "
+        "They are not checked: name only what every caller may use.",
+    )
+
+
+class RoutingSettings(Section):
+    """How replicas are ranked: the weight of each scorer, 0 to leave it out."""
+
+    idleness: float = Field(1.0, ge=0, description="Prefer replicas with few calls running and waiting.")
+    free_kv: float = Field(0.5, ge=0, description="Prefer replicas with free KV cache.")
+
+
+class UpstreamSettings(Section):
+    """How engines are called."""
+
+    connect_timeout_s: Seconds = Field(2, description="For a connection to an engine.")
+    first_token_timeout_s: Seconds = Field(120, description="From sending a call to the engine's first event.")
+    gap_timeout_s: Seconds = Field(60, description="Between two events of a stream.")
+    call_timeout_s: Seconds = Field(1800, description="For the whole call.")
+    attempts: int = Field(3, ge=1, le=10, description="How often a call is tried before its first byte.")
+    backoff_s: Seconds = Field(0.05, description="First pause once every replica was tried; doubles, with jitter.")
+    idle_connection_s: Seconds = Field(
+        4, description="An unused connection is closed after this time; less than the engine's own (vLLM: 5 s)."
+    )
+    max_reply_bytes: int = Field(64 * 2**20, ge=1024, description="The longest reply, or event, from an engine.")
+
+
+class FleetSettings(Section):
+    """How replicas are watched."""
+
+    probe_interval_s: Seconds = Field(1, description="Between two probes of a replica.")
+    probe_timeout_s: Seconds = Field(2, description="For one answer to a probe.")
+    failures_to_down: int = Field(2, ge=1, description="Failed probes in a row that take a replica out.")
+
+
+class TelemetrySettings(Section):
+    """What is told about calls, and where."""
+
+    service_name: str = Field("pagegate", description="`service.name` in traces.")
+    otlp_endpoint: str | None = Field(
+        None,
+        description="Base URL of an OpenTelemetry collector that speaks OTLP over HTTP, e.g. "
+        "`http://127.0.0.1:4318`. Without it nothing is traced.",
+    )
+    sample_ratio: float = Field(1.0, ge=0, le=1, description="Share of calls that are traced.")
+    join_callers_trace: bool = Field(
+        True, description="Adopt a caller's traceparent. Switch off where callers are not trusted to choose."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
+    log_calls: bool = Field(True, description="One log line for each call.")
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _is_http(cls, url: str | None) -> str | None:
+        if url is not None and urlsplit(url).scheme not in ("http", "https"):
+            raise ValueError("must start with http:// or https://")
+        return url.rstrip("/") if url else None
+
+
+class Settings(Section):
+    """The whole configuration."""
+
+    server: ServerSettings = ServerSettings()
+    identity: IdentitySettings = IdentitySettings()
+    models: tuple[ModelSettings, ...] = Field((), description="The models that can be called.")
+    admission: AdmissionSettings = AdmissionSettings()
+    routing: RoutingSettings = RoutingSettings()
+    upstream: UpstreamSettings = UpstreamSettings()
+    fleet: FleetSettings = FleetSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        names = [name for model in self.models for name in (model.name, *model.aliases)]
+        return _or_problems(self, _repeated("models", names))
+
+
+class Embedded(Section):
+    """What the environment says to `pagegate up` beyond settings."""
+
+    port: Port | None = None
+    bootstrap_key: SecretStr | None = None
+    state: Path = Path(".pagegate")
+    config: Path | None = None
+
+
+def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Settings from a file (None: defaults) overlaid by `PAGEGATE_SECTION__FIELD` variables.
+
+    Raises SettingsError with every problem; relative paths in the file are relative to the file.
+    """
+    source = str(path) if path else "the environment"
+    raw: object = {}
+    if path is not None:
+        try:
+            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise SettingsError(source, ["there is no such file"]) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(source, [f"cannot be read: {error}"]) from None
+        except yaml.YAMLError as error:
+            raise SettingsError(source, [f"is not YAML: {' '.join(str(error).split())}"]) from None
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, dict):
+        raise SettingsError(source, [f"must be a mapping of sections (was a {type(raw).__name__})"])
+    return parse(overlay(raw, os.environ if environ is None else environ), source, path.parent if path else Path())
+
+
+def parse(raw: Mapping[str, Any], source: str, folder: Path) -> Settings:
+    """Settings from parsed YAML; raises SettingsError with every problem."""
+    try:
+        settings = Settings.model_validate(raw)
+    except ValidationError as error:
+        raise SettingsError(source, problems_of(error)) from None
+    identity = settings.identity
+    if identity.secret_file is not None and not identity.secret_file.is_absolute():
+        identity = identity.model_copy(update={"secret_file": folder / identity.secret_file})
+        settings = settings.model_copy(update={"identity": identity})
+    return settings
+
+
+def overlay(raw: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    """`raw` with `PAGEGATE_SERVER__PORT=9000` put at `server.port`; values are read as YAML.
+
+    `PAGEGATE_PORT` is short for `PAGEGATE_SERVER__PORT`.
+    """
+    result: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in raw.items()}
+    for variable, text in sorted(environ.items()):
+        if variable == "PAGEGATE_PORT":
+            path = ["server", "port"]
+        elif variable in EMBEDDED or not variable.startswith(PREFIX):
+            continue
+        else:
+            path = variable.removeprefix(PREFIX).lower().split("__")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        place = result
+        for step in path[:-1]:
+            inner = place.get(step)
+            place[step] = place = dict(inner) if isinstance(inner, dict) else {}
+        place[path[-1]] = value
+    return result
+
+
+def embedded(environ: Mapping[str, str] | None = None) -> Embedded:
+    """What `pagegate up` reads from the environment; raises SettingsError."""
+    environ = os.environ if environ is None else environ
+    given = {
+        name.removeprefix(PREFIX).lower(): environ[name] for name in sorted(EMBEDDED) if environ.get(name, "") != ""
+    }
+    try:
+        return Embedded.model_validate(given)
+    except ValidationError as error:
+        problems = [re.sub(r"^[a-z_]+", lambda match: PREFIX + match[0].upper(), line) for line in problems_of(error)]
+        raise SettingsError("the environment", problems) from None
+
+
+def secret_of(identity: IdentitySettings) -> bytes:
+    """The secret under which keys are hashed; empty where there are no keys. Raises SettingsError."""
+    if identity.secret is not None:
+        return identity.secret.get_secret_value().encode()
+    if identity.secret_file is None:
+        return b""
+    try:
+        secret = identity.secret_file.read_bytes().strip()
+    except OSError as error:
+        raise SettingsError(
+            "identity.secret_file", [f"cannot be read: {error.strerror or error} ({identity.secret_file})"]
+        ) from None
+    if len(secret) < 16:
+        raise SettingsError("identity.secret_file", [f"must hold at least 16 bytes (holds {len(secret)})"])
+    return secret
+
+
+def problems_of(error: ValidationError) -> list[str]:
+    """One line a problem: `admission.max_running: must be at least 1 (was 0)`. Secrets are not repeated."""
+    return [line for item in error.errors(include_url=False) for line in _lines(item)]
+
+
+def _lines(item: Mapping[str, Any]) -> Iterator[str]:
+    where = ".".join(str(step) for step in item["loc"])
+    context, kind, was = item.get("ctx", {}), item["type"], _shown(where, item["input"])
+    match kind:
+        case "extra_forbidden":
+            yield f"{where}: is not a setting"
+        case "missing":
+            yield f"{where}: is missing"
+        case "greater_than_equal":
+            yield f"{where}: must be at least {context['ge']}{was}"
+        case "greater_than":
+            yield f"{where}: must be more than {context['gt']}{was}"
+        case "less_than_equal":
+            yield f"{where}: must be at most {context['le']}{was}"
+        case "value_error":
+            # Our own validators give several problems at once, each with its path inside the section.
+            inner = str(context["error"]).split("\n")
+            prefix = f"{where}." if where else ""
+            nested = all(re.match(r"^[a-z_.0-9]+: ", line) for line in inner)
+            yield from (f"{prefix}{line}" for line in inner) if nested else (f"{where}: {inner[0]}{was}",)
+        case _:
+            yield f"{where or 'file'}: {item['msg'][0].lower()}{item['msg'][1:]}{was}"
+
+
+def _shown(where: str, value: object) -> str:
+    if isinstance(value, (dict, list, tuple)) or re.search(r"secret|digest|key", where):
+        return ""
+    return f" (was {value!r})" if len(repr(value)) < 100 else ""

@@ -1,0 +1,1 @@
+"""What a call leaves behind: spans, metrics, one log line."""

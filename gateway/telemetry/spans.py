@@ -1,0 +1,282 @@
+"""A call's trace. A call that is not sampled has identifiers and nothing else: no span is made for it.
+
+Span names of stages are the stages' folders; the attempt on an engine is named and attributed as OpenTelemetry's
+GenAI conventions ask, and the engine's own span hangs below it.
+"""
+
+import re
+from asyncio import CancelledError
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from opentelemetry.context import Context
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    StatusCode,
+    TraceFlags,
+    Tracer,
+    set_span_in_context,
+)
+
+from gateway.call import Call
+from gateway.errors import CallerLeft
+from gateway.fleet.replica import Blame, Replica
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.record import CallRecord, Outcome
+
+Entered = TypeVar("Entered")
+TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+
+
+def traceparent(trace_id: int, span_id: int, *, sampled: bool) -> str:
+    """A W3C trace context header."""
+    return f"00-{trace_id:032x}-{span_id:016x}-{int(sampled):02x}"
+
+
+def parse(header: str | None) -> SpanContext | None:
+    """The span context in a W3C traceparent; None for anything that is not one."""
+    match = TRACEPARENT.fullmatch(header or "")
+    if match is None:
+        return None
+    trace_id, span_id, flags = (int(group, 16) for group in match.groups())
+    context = SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(flags & TraceFlags.SAMPLED))
+    return context if context.is_valid else None
+
+
+def is_chosen(trace_id: int, ratio: float) -> bool:
+    """Whether a trace is among the sampled share: decided by its identifier, so that every gateway agrees."""
+    return trace_id & (2**64 - 1) < ratio * 2**64
+
+
+class Stage:
+    """A stage of a call that is not sampled: nothing. Also what a sampled stage looks like to the pipeline."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> "Stage":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def receipt(self, told: Callable[[], str]) -> None:
+        """Notes how a decision came about; `told` is only called where somebody will read it."""
+
+
+UNSEEN = Stage()
+
+
+class SpanStage(Stage):
+    """A stage with a span."""
+
+    __slots__ = ("_span",)
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        end(self._span, error)
+
+    def receipt(self, told: Callable[[], str]) -> None:
+        self._span.set_attribute("pagegate.receipt", told())
+
+
+class Entering(Generic[Entered]):
+    """Gives the entry of a context manager, not its body, a stage of its own."""
+
+    __slots__ = ("_manager", "_stage")
+
+    def __init__(self, stage: Stage, manager: AbstractAsyncContextManager[Entered]) -> None:
+        self._stage = stage
+        self._manager = manager
+
+    async def __aenter__(self) -> Entered:
+        with self._stage:
+            return await self._manager.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return await self._manager.__aexit__(kind, error, trace)
+
+
+class AttemptSpan:
+    """One attempt: from sending the call to an engine to the end of its answer.
+
+    `traceparent` is what the engine continues the trace from; for a call that is not sampled it says so, which
+    keeps the engine from starting a trace of its own.
+    """
+
+    __slots__ = ("_begun_s", "_call", "_clock", "_metrics", "_record", "_replica", "_span", "_waiting", "traceparent")
+
+    def __init__(
+        self,
+        call: Call,
+        replica: Replica,
+        record: CallRecord,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        span: Span | None,
+        traceparent: str,
+    ) -> None:
+        self._call = call
+        self._replica = replica
+        self._record = record
+        self._metrics = metrics
+        self._clock = clock
+        self._span = span
+        self.traceparent: str | None = traceparent
+        self._begun_s = clock()
+        self._waiting = True
+        record.attempts += 1
+        record.replica = replica.name
+
+    def answered(self) -> None:
+        """The engine's answer has begun."""
+        self._stop_waiting()
+
+    def end(self, error: BaseException | None, blame: Blame | None = None) -> None:
+        """The attempt failed, or its answer was read or left."""
+        self._stop_waiting()
+        result = "answered" if blame is None else blame.value
+        self._metrics.attempt(self._call.model, self._replica.name, result)
+        if self._span is not None:
+            self._span.set_attributes(response_attributes(self._record, self._begun_s))
+            end(self._span, error)
+
+    def _stop_waiting(self) -> None:
+        if self._waiting:
+            self._waiting = False
+            self._record.upstream_s += self._clock() - self._begun_s
+
+
+class CallTrace:
+    """One call under way: its record, and its spans where it is sampled."""
+
+    __slots__ = ("_clock", "_context", "_metrics", "_root", "_span_id", "_tracer", "record", "trace_id")
+
+    def __init__(
+        self, record: CallRecord, metrics: Metrics, clock: Callable[[], float], trace_id: int, span_id: int
+    ) -> None:
+        self.record = record
+        self.trace_id = trace_id
+        self._span_id = span_id
+        self._metrics = metrics
+        self._clock = clock
+        self._tracer: Tracer | None = None
+        self._root: Span | None = None
+        self._context: Context | None = None
+
+    def sample(self, tracer: Tracer, name: str, parent: SpanContext | None) -> None:
+        """Gives the call a root span, below the caller's where it brought one."""
+        self._tracer = tracer
+        context = None if parent is None else set_span_in_context(NonRecordingSpan(parent))
+        self._root = tracer.start_span(name, context or Context(), kind=SpanKind.SERVER)
+        self._context = set_span_in_context(self._root, Context())
+        self.trace_id = self._root.get_span_context().trace_id
+
+    def stage(self, name: str) -> Stage:
+        """The span of a stage, as a block."""
+        if self._tracer is None:
+            return UNSEEN
+        return SpanStage(self._tracer.start_span(name, self._context))
+
+    def entering(
+        self, name: str, manager: AbstractAsyncContextManager[Entered]
+    ) -> AbstractAsyncContextManager[Entered]:
+        """The same for a stage that holds something while the later ones run: its span ends once it holds it."""
+        return manager if self._tracer is None else Entering(self.stage(name), manager)
+
+    def attempt(self, replica: Replica, call: Call) -> AttemptSpan:
+        span, sent = None, traceparent(self.trace_id, self._span_id, sampled=False)
+        if self._tracer is not None:
+            span = self._tracer.start_span(
+                f"chat {call.model}", self._context, SpanKind.CLIENT, request_attributes(call, replica)
+            )
+            sent = traceparent(self.trace_id, span.get_span_context().span_id, sampled=True)
+        return AttemptSpan(call, replica, self.record, self._metrics, self._clock, span, sent)
+
+    @property
+    def gap(self) -> Callable[[float], None]:
+        """Where the relay tells the time between two reads of a stream."""
+        return self._metrics.gaps(self.record.model).observe
+
+    def headers(self) -> dict[str, str]:
+        """How long the call took until now, split into our share and the engine's (Server-Timing, W3C)."""
+        total_ms = (self._clock() - self.record.received_at_s) * 1000
+        engine_ms = self.record.upstream_s * 1000
+        return {
+            "openai-processing-ms": f"{total_ms:.0f}",
+            "server-timing": f"gateway;dur={max(0.0, total_ms - engine_ms):.2f}, engine;dur={engine_ms:.2f}",
+            "x-pagegate-replica": self.record.replica or "",
+            "x-pagegate-trace": f"{self.trace_id:032x}",
+        }
+
+    def end(self) -> None:
+        """Ends the root span with what the record holds by now."""
+        if self._root is not None:
+            self._root.set_attributes(root_attributes(self.record))
+            end(self._root, None if self.record.outcome is Outcome.OK else self.record.error)
+
+
+def end(span: Span, error: BaseException | None) -> None:
+    """Ends a span. A caller who left is no fault; an error is named by its class, its text stays here."""
+    if error is not None:
+        cancelled = isinstance(error, (CallerLeft, CancelledError, GeneratorExit))
+        span.set_attribute("error.type", type(error).__name__)
+        span.set_status(StatusCode.UNSET if cancelled else StatusCode.ERROR)
+    span.end()
+
+
+def request_attributes(call: Call, replica: Replica) -> dict[str, Any]:
+    """What a call asks of an engine, in the names of the GenAI conventions."""
+    body = call.body
+    found = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "vllm",
+        "gen_ai.request.model": call.model,
+        "gen_ai.request.stream": call.stream,
+        "gen_ai.request.max_tokens": call.max_tokens,
+        "gen_ai.request.temperature": body.get("temperature"),
+        "gen_ai.request.top_p": body.get("top_p"),
+        "gen_ai.request.seed": body.get("seed"),
+        "gen_ai.request.choice.count": call.choices if call.choices > 1 else None,
+        "server.address": replica.address.host,
+        "server.port": replica.address.port,
+        "pagegate.replica": replica.name,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def response_attributes(record: CallRecord, begun_s: float) -> dict[str, Any]:
+    """What the engine gave, as far as it came."""
+    if record.lease is None or record.lease.delivery.first_at_s is None:
+        return {}
+    delivery = record.lease.delivery
+    found: dict[str, Any] = {"gen_ai.response.finish_reasons": list(delivery.finish_reasons)}
+    if record.call is not None and record.call.stream and delivery.first_at_s is not None:
+        found["gen_ai.response.time_to_first_chunk"] = delivery.first_at_s - begun_s
+    if delivery.usage is not None:
+        found["gen_ai.usage.input_tokens"] = delivery.usage.prompt_tokens
+        found["gen_ai.usage.output_tokens"] = delivery.usage.completion_tokens
+        found["gen_ai.usage.cache_read.input_tokens"] = delivery.usage.cached_tokens
+    return found
+
+
+def root_attributes(record: CallRecord) -> dict[str, Any]:
+    """Who called for what, and how it ended."""
+    found: dict[str, Any] = {"pagegate.call": record.id, "pagegate.outcome": record.outcome.value}
+    if record.principal is not None:
+        found |= {"pagegate.tenant": record.principal.tenant.name, "pagegate.key": record.principal.name}
+    if record.call is not None:
+        found |= {"gen_ai.request.model": record.call.model, "pagegate.attempts": record.attempts}
+    return found

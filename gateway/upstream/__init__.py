@@ -1,0 +1,1 @@
+"""How an engine is reached: HTTP to one replica, and the walk along a ranking until one answers."""

@@ -1,0 +1,122 @@
+"""The walk along a ranking until one replica answers. Nothing has reached the caller until it ends."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from gateway.call import Call
+from gateway.errors import NoReplica
+from gateway.fleet.replica import Blame, Replica
+from gateway.settings import UpstreamSettings
+from gateway.upstream.engines import Answer, AttemptFailed, Envelope
+from gateway.upstream.retrying import further_attempts, may_retry
+
+
+class Engines(Protocol):
+    """Sends one call to one replica. Raises AttemptFailed."""
+
+    async def answer(self, replica: Replica, call: Call, envelope: Envelope) -> Answer: ...
+
+
+class Evidence(Protocol):
+    """Who wants to know what calls show of replicas: the fleet."""
+
+    def begun(self, replica: Replica) -> None: ...
+    def ended(self, replica: Replica) -> None: ...
+    def failed(self, replica: Replica, blame: Blame, why: str) -> None: ...
+
+
+class AttemptSpan(Protocol):
+    """One attempt in the call's trace: from sending the call to the end of the answer."""
+
+    @property
+    def traceparent(self) -> str | None: ...
+    def answered(self) -> None: ...
+    def end(self, error: BaseException | None, blame: Blame | None = None) -> None: ...
+
+
+class Trace(Protocol):
+    def attempt(self, replica: Replica, call: Call) -> AttemptSpan: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """An attempt that is answered."""
+
+    replica: Replica
+    answer: Answer
+    span: AttemptSpan
+
+
+class Walk:
+    """Replicas in the order in which to try them: the ranking, and again from its top."""
+
+    def __init__(self, ranking: tuple[Replica, ...]) -> None:
+        self._ranking = ranking
+        self._tried = 0
+
+    def next(self) -> Replica:
+        replica = self._ranking[self._tried % len(self._ranking)]
+        self._tried += 1
+        return replica
+
+    def untried(self) -> bool:
+        return self._tried < len(self._ranking)
+
+
+class Dispatcher:
+    """Sends calls along rankings."""
+
+    def __init__(self, settings: UpstreamSettings, engines: Engines, evidence: Evidence) -> None:
+        self._settings = settings
+        self._engines = engines
+        self._evidence = evidence
+
+    @asynccontextmanager
+    async def send(self, call: Call, ranking: tuple[Replica, ...], trace: Trace) -> AsyncIterator[Answer]:
+        """The first answer that a replica gives; it is closed when the block ends.
+
+        Raises NoReplica for an empty ranking, and the fault of the last attempt when all have failed.
+        """
+        if not ranking:
+            raise NoReplica(call.model)
+        attempt = await self._walk(call, Walk(ranking), trace)
+        error: BaseException | None = None
+        try:
+            yield attempt.answer
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            attempt.answer.close()
+            attempt.span.end(error)
+            self._evidence.ended(attempt.replica)
+
+    async def _walk(self, call: Call, walk: Walk, trace: Trace) -> Attempt:
+        try:
+            try:
+                return await self._attempt(call, walk.next(), trace)
+            except AttemptFailed as first:
+                if not may_retry(first) or self._settings.attempts == 1:
+                    raise
+            retrying = further_attempts(self._settings, walk.untried)
+            return await retrying(lambda: self._attempt(call, walk.next(), trace))
+        except AttemptFailed as last:
+            raise last.fault from last
+
+    async def _attempt(self, call: Call, replica: Replica, trace: Trace) -> Attempt:
+        """One attempt. The replica counts it as begun until it fails or, later, until its answer is closed."""
+        self._evidence.begun(replica)
+        span = trace.attempt(replica, call)
+        try:
+            answer = await self._engines.answer(replica, call, Envelope(call.id, span.traceparent))
+        except BaseException as error:
+            failed = error if isinstance(error, AttemptFailed) else None
+            span.end(failed.fault if failed else error, failed.blame if failed else None)
+            self._evidence.ended(replica)
+            if failed:
+                self._evidence.failed(replica, failed.blame, str(failed))
+            raise
+        span.answered()
+        return Attempt(replica, answer, span)

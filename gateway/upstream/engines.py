@@ -1,0 +1,296 @@
+"""HTTP to one engine: send a call, wait until it answers, read on. Its failures become ours here.
+
+What counts as an answer: for a stream the first event, for a whole reply the whole document. Until then a failure
+is an `AttemptFailed`, and another replica may be tried; after that it is a `Severed`.
+"""
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import orjson
+
+from gateway.call import Call
+from gateway.errors import (
+    BadCall,
+    ContextTooLong,
+    EngineFailed,
+    EngineLost,
+    EngineMisconfigured,
+    EnginesBusy,
+    EngineStalled,
+    GatewayError,
+    TimedOut,
+)
+from gateway.fleet.replica import Blame, Replica
+from gateway.http1 import Address, Broken, Connection, Connections
+from gateway.settings import UpstreamSettings
+from gateway.wire.events import decode, split
+
+FAREWELL_S = 1.0
+EVENT_STREAM = b"text/event-stream"
+LONGEST_EXPLANATION = 64 * 1024
+# An engine's words may name its files and addresses; a caller learns neither.
+PRIVATE = re.compile(r"(?:[a-z+]+://|/)[\w.~/@:%-]{2,}")
+
+
+class AttemptFailed(Exception):
+    """One attempt gave no answer. `fault` is what the caller is told if no other attempt succeeds."""
+
+    def __init__(self, blame: Blame, fault: GatewayError, *, retryable: bool = True) -> None:
+        super().__init__(str(fault))
+        self.blame = blame
+        self.fault = fault
+        self.retryable = retryable
+
+
+class Answer(Protocol):
+    """An engine's answer that has begun: `first` is there, `read` gives the rest."""
+
+    replica: Replica
+    first: bytes
+
+    async def read(self) -> bytes:
+        """More bytes; b"" at the end. Raises Severed."""
+        ...
+
+    async def finish(self) -> None:
+        """Reads what follows the reply's end, so that the connection can be kept; not for long, and quietly."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class HttpAnswer:
+    """The answer on a connection; the connection goes back to the pool when it was read to its end."""
+
+    def __init__(
+        self, replica: Replica, connection: Connection, connections: Connections, first: bytes, gap_s: float
+    ) -> None:
+        self.replica = replica
+        self.first = first
+        self._connection = connection
+        self._connections = connections
+        self._gap_s = gap_s
+
+    async def read(self) -> bytes:
+        try:
+            return await self._connection.read(self._gap_s)
+        except Broken:
+            raise EngineLost from None
+        except TimeoutError:
+            raise EngineStalled(self._gap_s) from None
+
+    async def finish(self) -> None:
+        with suppress(Broken, TimeoutError):
+            while await self._connection.read(FAREWELL_S):
+                pass
+
+    def close(self) -> None:
+        self._connections.release(self._connection, self.replica.address)
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """The heads of the messages that go to engines: built from constants and our own identifiers alone."""
+
+    call_id: str
+    traceparent: str | None
+
+    def head(self, address: Address, path: str, body_bytes: int) -> bytes:
+        lines = [
+            f"POST {path} HTTP/1.1",
+            f"host: {address}",
+            "content-type: application/json",
+            "accept-encoding: identity",
+            f"content-length: {body_bytes}",
+            f"x-request-id: {self.call_id}",
+        ]
+        if self.traceparent:
+            lines.append(f"traceparent: {self.traceparent}")
+        if address.api_key:
+            lines.append(f"authorization: Bearer {address.api_key}")
+        return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+class HttpEngines:
+    """Sends calls to engines over HTTP/1.1. Use as `async with`."""
+
+    def __init__(self, settings: UpstreamSettings) -> None:
+        self._settings = settings
+        self._connections = Connections(settings.connect_timeout_s, settings.idle_connection_s)
+
+    async def __aenter__(self) -> "HttpEngines":
+        await self._connections.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._connections.__aexit__(*exc)
+
+    async def answer(self, replica: Replica, call: Call, envelope: Envelope) -> HttpAnswer:
+        """Sends the call and waits for the engine's answer. Raises AttemptFailed; the replica is left alone then."""
+        message = envelope.head(replica.address, call.path, len(call.payload)) + call.payload
+        connection = await self._acquire(replica)
+        kept = connection.exchanges > 0
+        try:
+            try:
+                first = await self._first(connection, call, replica, message, envelope)
+            except Broken as broken:
+                if not (kept and broken.silent):
+                    raise
+                # The engine closed an idle connection as we sent: nothing was heard, so nothing was begun there.
+                connection.abort()
+                connection = await self._acquire(replica, fresh=True)
+                first = await self._first(connection, call, replica, message, envelope)
+        except Broken as broken:
+            connection.abort()
+            raise AttemptFailed(_blame(broken), EngineFailed(str(broken))) from broken
+        except BaseException:
+            connection.abort()
+            raise
+        return HttpAnswer(replica, connection, self._connections, first, self._settings.gap_timeout_s)
+
+    async def _acquire(self, replica: Replica, *, fresh: bool = False) -> Connection:
+        try:
+            return await self._connections.acquire(replica.address, fresh=fresh)
+        except Broken as broken:
+            raise AttemptFailed(_blame(broken), EngineFailed(str(broken))) from broken
+
+    async def _first(
+        self, connection: Connection, call: Call, replica: Replica, message: bytes, envelope: Envelope
+    ) -> bytes:
+        """The first bytes of a good answer: some of a stream, all of a whole reply."""
+        patience_s = self._settings.first_token_timeout_s if call.stream else self._settings.call_timeout_s
+        connection.send(message)
+        try:
+            head = await connection.head(patience_s)
+            if head.status != 200:
+                explanation = await _all(connection, LONGEST_EXPLANATION, patience_s)
+                raise await self._rejection(head.status, explanation, call, replica, envelope)
+            streamed = head.headers.get(b"content-type", b"").startswith(EVENT_STREAM)
+            if streamed != call.stream or b"content-encoding" in head.headers:
+                raise AttemptFailed(Blame.FAULT, EngineFailed("an answer of another kind than was asked for"))
+            if not call.stream:
+                return _document(await _all(connection, self._settings.max_reply_bytes, patience_s))
+            first = await connection.read(patience_s)
+        except TimeoutError:
+            raise AttemptFailed(Blame.SLOW, TimedOut("answer from the engine", patience_s)) from None
+        if not first:
+            raise AttemptFailed(Blame.FAULT, EngineFailed("an empty stream"))
+        error = _leading_error(first)
+        if error is not None:
+            raise await self._rejection(error.status, error.explanation, call, replica, envelope)
+        return first
+
+    async def _rejection(
+        self, status: int, explanation: bytes, call: Call, replica: Replica, envelope: Envelope
+    ) -> AttemptFailed:
+        """What a status other than 200 means. Read by the status and by our own count, never by the text."""
+        match status:
+            case 400 | 413 | 422:
+                too_long = await self._context_too_long(call, replica, envelope)
+                return AttemptFailed(
+                    Blame.NONE, too_long or BadCall(_explained(explanation), _param(explanation)), retryable=False
+                )
+            case 401 | 403:
+                return AttemptFailed(Blame.FAULT, EngineMisconfigured(status))
+            case 404:
+                return AttemptFailed(Blame.FAULT, EngineMisconfigured(status))
+            case 429 | 503:
+                return AttemptFailed(Blame.BUSY, EnginesBusy())
+            case _:
+                return AttemptFailed(Blame.FAULT, EngineFailed(f"status {status}"))
+
+    async def _context_too_long(self, call: Call, replica: Replica, envelope: Envelope) -> ContextTooLong | None:
+        """Whether a rejected call did not fit the context, as counted by the engine's own tokenizer."""
+        if not replica.context_tokens or "messages" not in call.body:
+            return None
+        wanted = {"model": call.model, "messages": call.body["messages"], "tools": call.body.get("tools")}
+        body = orjson.dumps(wanted)
+        try:
+            connection = await self._connections.acquire(replica.address)
+        except Broken:
+            return None
+        try:
+            connection.send(envelope.head(replica.address, "/tokenize", len(body)) + body)
+            head = await connection.head(self._settings.connect_timeout_s)
+            answer = orjson.loads(
+                await _all(connection, self._settings.max_reply_bytes, self._settings.connect_timeout_s)
+            )
+            counted = answer["count"] if head.status == 200 else 0
+        except (Broken, TimeoutError, ValueError, KeyError, TypeError):
+            connection.abort()
+            return None
+        self._connections.release(connection, replica.address)
+        completion = call.max_tokens or 0
+        if counted + max(1, completion) <= replica.context_tokens:
+            return None
+        return ContextTooLong(replica.context_tokens, counted, completion)
+
+
+def _blame(broken: Broken) -> Blame:
+    return Blame.UNREACHABLE if broken.refused else Blame.FAULT
+
+
+async def _all(connection: Connection, limit_bytes: int, timeout_s: float) -> bytes:
+    parts = bytearray()
+    while part := await connection.read(timeout_s):
+        parts += part
+        if len(parts) > limit_bytes:
+            raise AttemptFailed(Blame.FAULT, EngineFailed("an answer beyond the size limit"))
+    return bytes(parts)
+
+
+def _document(body: bytes) -> bytes:
+    """`body`, if it is a JSON object that reports no error; an engine may report one inside a 200."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise AttemptFailed(Blame.FAULT, EngineFailed("an answer that is not JSON")) from None
+    if not isinstance(document, dict) or document.get("error"):
+        raise AttemptFailed(Blame.FAULT, EngineFailed("an error inside a 200"))
+    return body
+
+
+@dataclass(frozen=True, slots=True)
+class _EarlyError:
+    status: int
+    explanation: bytes
+
+
+def _leading_error(first: bytes) -> _EarlyError | None:
+    """The error that a stream begins with, where it does: nothing was passed on, so it is still an honest status."""
+    if b'"error"' not in first:
+        return None
+    event = next((event for event in map(decode, split(first)) if event), None)
+    if event is None:
+        return None
+    error = _error_of(event.data)
+    if not error:
+        return None
+    code = error.get("code")
+    return _EarlyError(code if isinstance(code, int) and 400 <= code < 600 else 500, event.data)
+
+
+def _error_of(document: bytes) -> Mapping[str, Any]:
+    try:
+        parsed = orjson.loads(document)
+    except orjson.JSONDecodeError:
+        return {}
+    error = parsed.get("error", parsed) if isinstance(parsed, dict) else None
+    return error if isinstance(error, dict) else {}
+
+
+def _explained(document: bytes) -> str:
+    """The engine's reason for rejecting a call, without what only operators may know."""
+    message = _error_of(document).get("message")
+    if not isinstance(message, str) or not message.strip():
+        return "The engine rejected the call."
+    return PRIVATE.sub("…", message.strip())[:500]
+
+
+def _param(document: bytes) -> str | None:
+    param = _error_of(document).get("param")
+    return param[:128] if isinstance(param, str) else None

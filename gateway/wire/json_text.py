@@ -1,0 +1,76 @@
+"""Strict JSON: texts that two parsers could read differently are refused, whatever one of them makes of them.
+
+What a caller's permissions were checked on and what an engine is sent must be the same thing. So keys must not
+repeat, numbers must be finite, text must be UTF-8 that can be written again, and nesting has a limit.
+"""
+
+import json
+from typing import Any, NoReturn
+
+import orjson
+
+from gateway.errors import NotJson
+
+MAX_DEPTH = 64
+
+
+def parse(raw: bytes) -> dict[str, Any]:
+    """The JSON object in `raw`. Raises NotJson, which says what is wrong and repeats nothing of the text."""
+    try:
+        value = _DECODER.decode(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise NotJson(f"The body is not valid UTF-8 (at byte {error.start}).") from None
+    except json.JSONDecodeError as error:
+        raise NotJson(f"The body is not valid JSON: {error.msg} (at character {error.pos}).") from None
+    except RecursionError:
+        raise NotJson(f"The body is nested deeper than {MAX_DEPTH} levels.") from None
+    except ValueError:
+        raise NotJson("The body holds a number that is too long.") from None
+    if not isinstance(value, dict):
+        raise NotJson("The body must be a JSON object.")
+    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _deeper(value, MAX_DEPTH):
+        raise NotJson(f"The body is nested deeper than {MAX_DEPTH} levels.")
+    return value
+
+
+def dump(value: object) -> bytes:
+    """`value` as JSON. Raises NotJson for what has no faithful form: lone surrogates, integers beyond 64 bits."""
+    try:
+        return orjson.dumps(value)
+    except TypeError as error:
+        raise NotJson(f"The body holds a value that cannot be passed on: {error}.") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise NotJson("The body holds an object in which a key stands twice.")
+    return made
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise NotJson("The body holds a number that is too large.")
+    return number
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise NotJson(f"The body holds {name}, which is not JSON.")
+
+
+def _deeper(value: object, levels: int) -> bool:
+    layer: list[Any] = [value]
+    for _ in range(levels):
+        layer = [
+            inner
+            for outer in layer
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+        if not layer:
+            return False
+    return True
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_no_constant)
