@@ -46,6 +46,7 @@ class Gateway:
     public: Router
     operations: Router
     pipeline: Pipeline
+    metrics: metrics.Metrics
     log: Log
 
 
@@ -95,6 +96,7 @@ async def running(
             ),
             operations=Router(probes.routes(with_metrics=True), redirect_slashes=False),
             pipeline=pipeline,
+            metrics=instruments,
             log=log,
         )
 

@@ -1,17 +1,28 @@
-"""How a call under way is ended from outside: its caller left, its time is up, the gateway shuts down.
+"""Tasks beside a block, and how a call under way is ended from outside: its caller left, its time is up, the gateway shuts down.
 
 Each of these interrupts the task that runs the call, and the block that guards the call turns the cancellation
 into the error that says why. The one place in the gateway where tasks are cancelled.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
 from gateway.errors import CallerLeft, CallTimedOut, GatewayError, SlowReader
 
 Receive = Callable[[], Awaitable[Any]]
+
+
+@asynccontextmanager
+async def background() -> AsyncIterator[asyncio.TaskGroup]:
+    """Tasks beside the block; the end of the block waits for them. What the block raises is not wrapped in a group."""
+    group = await asyncio.TaskGroup().__aenter__()
+    try:
+        yield group
+    finally:
+        await group.__aexit__(None, None, None)
 
 
 class Guard:

@@ -8,6 +8,7 @@ import asyncio
 import gc
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ import uvloop
 from prometheus_client import disable_created_metrics
 from starlette.routing import Router
 
-from gateway.app import Gateway, running
+from gateway.app import Clock, Gateway, running
 from gateway.errors import ShuttingDown
+from gateway.lifetime import background
 from gateway.settings import ServerSettings, Settings
+from gateway.telemetry.logs import Log
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Time for an error event to leave once calls were interrupted, before connections are cut.
@@ -104,14 +107,16 @@ class Serving:
 
 
 @asynccontextmanager
-async def serving(settings: Settings) -> AsyncIterator[Serving]:
-    """A gateway that accepts calls while the block runs. Leaving the block drains it. Raises PortTaken, SettingsError."""
+async def serving(
+    settings: Settings, *, log: Log | None = None, clock: Clock = time.monotonic
+) -> AsyncIterator[Serving]:
+    """A gateway that accepts calls while the block runs, and is drained after. Raises PortTaken, SettingsError."""
     server = settings.server
     sockets = [listen(server.host, server.port)]
     try:
         if server.metrics_port is not None:
             sockets.append(listen(server.metrics_host, server.metrics_port))
-        async with running(settings) as gateway, asyncio.TaskGroup() as group:
+        async with running(settings, log=log, clock=clock) as gateway, background() as group:
             apps = [gateway.public, gateway.operations][: len(sockets)]
             listeners = tuple(Listener(app, server) for app in apps)
             for listener, bound in zip(listeners, sockets, strict=True):
@@ -173,6 +178,6 @@ def settle_memory() -> None:
 
 def run(settings: Settings) -> None:
     """`serve` in an event loop of its own, in a process of its own."""
-    disable_created_metrics()  # A creation time for each series doubles what every scrape carries.
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # A creation time for each series doubles what every scrape carries.
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(settings))

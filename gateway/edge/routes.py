@@ -34,7 +34,7 @@ class Surface:
         return Arrival(scope, receive, call_id, self._clock(), self._limits), Response(send, call_id)
 
     async def tell(self, response: Response, error: Exception) -> None:
-        """Answers an error; one that is not ours is logged with its traceback, and the caller learns only that it was."""
+        """Answers an error; of one that is not ours the log has the traceback, and the caller learns nothing."""
         if not isinstance(error, GatewayError):
             self.log.error("call_failed", exc_info=error)
         await response.error(error)

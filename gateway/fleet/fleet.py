@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
 from typing import Protocol
 
 from gateway.fleet.replica import Blame, Health, Load, Replica, Snapshot
 from gateway.fleet.scrape import ProbeFailed, Served
 from gateway.http1 import Address
+from gateway.lifetime import background
 from gateway.settings import FleetSettings, ModelSettings
 
 
@@ -48,14 +50,15 @@ class Fleet:
         self._changed = asyncio.Event()
 
     async def __aenter__(self) -> "Fleet":
-        self._group = await asyncio.TaskGroup().__aenter__()
-        self._watchers = [self._group.create_task(self._watch(replica)) for replica in self._wake]
+        async with AsyncExitStack() as up:
+            group = await up.enter_async_context(background())
+            for replica in self._wake:
+                up.callback(group.create_task(self._watch(replica)).cancel)
+            self._down = up.pop_all()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        for watcher in self._watchers:
-            watcher.cancel()
-        await self._group.__aexit__(None, None, None)
+        await self._down.aclose()
 
     def snapshot(self) -> Snapshot:
         return Snapshot(self._pools)

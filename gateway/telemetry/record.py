@@ -39,7 +39,7 @@ class Lease(Protocol):
 
 @dataclass(slots=True)
 class CallRecord:
-    """One call. The pipeline fills in what it learns; times are monotonic seconds, `upstream_s` is the engine's share."""
+    """One call. The pipeline fills in what it learns. Times are monotonic; `upstream_s` is the engine's share."""
 
     id: str
     received_at_s: float

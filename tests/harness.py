@@ -1,0 +1,181 @@
+"""A whole gateway on a loopback socket, in the test's own event loop, before whatever engines a test brings.
+
+The ledger is checked when a gateway is left: no call open, no lease held, nothing in flight, one log line a call.
+"""
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from gateway.fleet.replica import Health, Replica
+from gateway.identity.keys import digest
+from gateway.server import Serving, serving
+from gateway.settings import Settings, TelemetrySettings, parse
+from gateway.telemetry import logs
+
+SECRET = "a-secret-of-the-tests"
+KEY = "pg-test-key"
+MODEL = "tiny"
+
+
+class LogLines(io.RawIOBase):
+    """Takes a gateway's log, and gives it back as values."""
+
+    def __init__(self) -> None:
+        self.text = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.text += bytes(data)
+        return len(data)
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [orjson.loads(line) for line in self.text.splitlines()]
+
+    def named(self, event: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line["event"] == event]
+
+
+@dataclass
+class Clock:
+    """A clock that stands still until it is told to go on; seconds."""
+
+    now_s: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def advance(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+@dataclass
+class Harness:
+    """A gateway under test. `calls` are the log lines of the calls that have ended."""
+
+    serving: Serving
+    log: LogLines = field(repr=False)
+    key: str = KEY
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.serving.port}"
+
+    @property
+    def gate(self) -> str:
+        return repr(self.serving.gateway.pipeline.gate)
+
+    @property
+    def calls(self) -> list[dict[str, Any]]:
+        return self.log.named("call")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.key}"}
+
+    def replica(self, name: str) -> Replica:
+        return next(
+            replica
+            for pool in self.serving.gateway.pipeline.fleet.snapshot().pools.values()
+            for replica in pool
+            if replica.name == name
+        )
+
+    async def until_up(self, *names: str) -> None:
+        """Waits until the replicas (all, unless named) take calls."""
+        async with asyncio.timeout(10):
+            await self.serving.gateway.pipeline.fleet.until(
+                lambda snapshot: all(
+                    replica.health is Health.UP
+                    for pool in snapshot.pools.values()
+                    for replica in pool
+                    if not names or replica.name in names
+                )
+            )
+
+    async def until_down(self, name: str) -> None:
+        """Waits until a replica takes no calls."""
+        async with asyncio.timeout(10):
+            await self.serving.gateway.pipeline.fleet.until(
+                lambda _: self.replica(name).health is Health.DOWN
+            )
+
+    async def until_idle(self) -> None:
+        """Waits until no call is open: the last one was settled and logged."""
+        async with asyncio.timeout(10):
+            while self.serving.gateway.pipeline.open_calls or self.serving.gateway.pipeline.gate.running:
+                await asyncio.sleep(0)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of one series as a scrape would see it; 0 for one that does not exist."""
+        wanted = {f'{label}="{value}"' for label, value in labels.items()}
+        for line in self.serving.gateway.metrics.exposition().decode().splitlines():
+            series, _, value = line.rpartition(" ")
+            found, _, given = series.partition("{")
+            if found == name and wanted <= set(given.rstrip("}").split(",")):
+                return float(value)
+        return 0.0
+
+    def assert_balanced(self) -> None:
+        """Nothing is left behind."""
+        pipeline = self.serving.gateway.pipeline
+        assert repr(pipeline.open_calls) == "<OpenCalls 0>"
+        assert self.gate.startswith("<Gate 0 running")
+        in_flight = {
+            replica.name: replica.in_flight
+            for pool in pipeline.fleet.snapshot().pools.values()
+            for replica in pool
+        }
+        assert not any(in_flight.values()), in_flight
+        identifiers = [line["call"] for line in self.calls]
+        assert len(identifiers) == len(set(identifiers)), "a call was logged twice"
+        assert KEY.encode() not in self.log.text
+
+
+def settings_for(engines: Mapping[str, str], sections: Mapping[str, Any]) -> Settings:
+    """Settings for engines given as name -> URL, with sections of a test's own laid over the usual ones."""
+    usual: dict[str, Any] = {
+        "server": {"port": 0, "drain_timeout_s": 5},
+        "identity": {
+            "secret": SECRET,
+            "tenants": [{"name": "default"}],
+            "keys": [{"name": "tester", "digest": digest(KEY, SECRET.encode())}],
+        },
+        "models": [
+            {"name": MODEL, "replicas": [{"name": name, "url": url} for name, url in engines.items()]}
+        ],
+        "fleet": {"probe_interval_s": 0.05, "probe_timeout_s": 1},
+        "upstream": {"backoff_s": 0.001},
+    }
+    for name, section in sections.items():
+        usual[name] = {**usual[name], **section} if isinstance(usual.get(name), dict) else section
+    return parse(usual, "the test's settings", Path())
+
+
+@asynccontextmanager
+async def gateway(
+    engines: Mapping[str, str], *, clock: Clock | None = None, wait: bool = True, **sections: Any
+) -> AsyncIterator[Harness]:
+    """A gateway before engines (name -> URL), ready unless told not to wait; checked when it is left."""
+    settings = settings_for(engines, sections)
+    lines = LogLines()
+    log = logs.make(settings.telemetry if "telemetry" in sections else TelemetrySettings(), lines)  # type: ignore[arg-type]
+    tasks = asyncio.all_tasks()
+    given = {"clock": clock} if clock is not None else {}
+    async with serving(settings, log=log, **given) as served:
+        harness = Harness(served, lines)
+        if wait:
+            await harness.until_up()
+        yield harness
+        await harness.until_idle()
+        harness.assert_balanced()
+    assert asyncio.all_tasks() <= tasks, "the gateway left tasks behind"
