@@ -1,11 +1,12 @@
 """A whole gateway on a loopback socket, in the test's own event loop, before whatever engines a test brings.
 
-The ledger is checked when a gateway is left: no call open, no lease held, nothing in flight, one log line a call.
+The ledger is checked when a gateway is left: no call open, no lease held, nothing in flight, one log line a call,
+no prompt and no key in what was logged and measured, nothing that escaped to the server below.
 """
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +17,31 @@ import orjson
 from gateway.fleet.replica import Health, Replica
 from gateway.identity.keys import digest
 from gateway.server import Serving, serving
-from gateway.settings import Settings, TelemetrySettings, parse
+from gateway.settings import Settings, parse
 from gateway.telemetry import logs
+from tests.wire_client import Headers, WireClient, WireReply, WireStream
 
 SECRET = "a-secret-of-the-tests"
 KEY = "pg-test-key"
 MODEL = "tiny"
+PROMPT = "xylophone marzipan"
+"""What `hello` says: words that have no business in a log."""
+
+CHAT = "/v1/chat/completions"
+
+
+def hello(content: str = PROMPT, **fields: Any) -> dict[str, Any]:
+    """The body of a call."""
+    return {"model": MODEL, "messages": [{"role": "user", "content": content}], **fields}
+
+
+def key(name: str, secret: str = KEY, **fields: Any) -> dict[str, Any]:
+    """A key for the settings."""
+    return {"name": name, "digest": digest(secret, SECRET.encode()), **fields}
+
+
+def bearer(secret: str = KEY) -> dict[str, str]:
+    return {"authorization": f"Bearer {secret}"}
 
 
 class LogLines(io.RawIOBase):
@@ -29,13 +49,21 @@ class LogLines(io.RawIOBase):
 
     def __init__(self) -> None:
         self.text = b""
+        self._written = asyncio.Event()
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
         self.text += bytes(data)
+        self._written.set()
         return len(data)
+
+    async def until(self, fact: Callable[[], bool]) -> None:
+        """Waits until what was logged makes the fact true."""
+        while not fact():
+            self._written.clear()
+            await self._written.wait()
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -64,11 +92,15 @@ class Harness:
 
     serving: Serving
     log: LogLines = field(repr=False)
-    key: str = KEY
+    failures_expected: bool = False
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.serving.port}"
+
+    @property
+    def operations_url(self) -> str:
+        return f"http://127.0.0.1:{self.serving.metrics_port}"
 
     @property
     def gate(self) -> str:
@@ -78,9 +110,24 @@ class Harness:
     def calls(self) -> list[dict[str, Any]]:
         return self.log.named("call")
 
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"authorization": f"Bearer {self.key}"}
+    async def post(self, body: Any = None, headers: Headers | None = None, path: str = CHAT) -> WireReply:
+        """A call on a connection of its own, with the usual key unless headers are given; and its reply."""
+        async with WireClient(self.url) as client:
+            return await client.post(path, json=body or hello(), headers=bearer() if headers is None else headers)
+
+    async def get(self, path: str, headers: Headers | None = None) -> WireReply:
+        async with WireClient(self.url) as client:
+            return await client.get(path, headers=bearer() if headers is None else headers)
+
+    @asynccontextmanager
+    async def stream(self, headers: Headers | None = None, **fields: Any) -> AsyncIterator[WireStream]:
+        """A streamed call on a connection of its own, read no further than the head."""
+        body = hello(stream=True, **fields)
+        async with (
+            WireClient(self.url) as client,
+            client.stream(CHAT, body, headers=bearer() if headers is None else headers) as stream,
+        ):
+            yield stream
 
     def replica(self, name: str) -> Replica:
         return next(
@@ -105,25 +152,29 @@ class Harness:
     async def until_down(self, name: str) -> None:
         """Waits until a replica takes no calls."""
         async with asyncio.timeout(10):
-            await self.serving.gateway.pipeline.fleet.until(
-                lambda _: self.replica(name).health is Health.DOWN
-            )
+            await self.serving.gateway.pipeline.fleet.until(lambda _: self.replica(name).health is Health.DOWN)
+
+    async def ended(self, calls: int = 1) -> dict[str, Any]:
+        """Waits until so many calls have ended since the start; the log line of the last one."""
+        async with asyncio.timeout(10):
+            await self.log.until(lambda: len(self.calls) >= calls)
+        return self.calls[-1]
 
     async def until_idle(self) -> None:
         """Waits until no call is open: the last one was settled and logged."""
         async with asyncio.timeout(10):
-            while self.serving.gateway.pipeline.open_calls or self.serving.gateway.pipeline.gate.running:
-                await asyncio.sleep(0)
+            await self.serving.gateway.pipeline.open_calls.until_none()
 
     def metric(self, name: str, **labels: str) -> float:
-        """The value of one series as a scrape would see it; 0 for one that does not exist."""
+        """The sum over the series with these labels, as a scrape would see it; 0 where there is none."""
+        total = 0.0
         wanted = {f'{label}="{value}"' for label, value in labels.items()}
         for line in self.serving.gateway.metrics.exposition().decode().splitlines():
             series, _, value = line.rpartition(" ")
             found, _, given = series.partition("{")
             if found == name and wanted <= set(given.rstrip("}").split(",")):
-                return float(value)
-        return 0.0
+                total += float(value)
+        return total
 
     def assert_balanced(self) -> None:
         """Nothing is left behind."""
@@ -131,14 +182,18 @@ class Harness:
         assert repr(pipeline.open_calls) == "<OpenCalls 0>"
         assert self.gate.startswith("<Gate 0 running")
         in_flight = {
-            replica.name: replica.in_flight
-            for pool in pipeline.fleet.snapshot().pools.values()
-            for replica in pool
+            replica.name: replica.in_flight for pool in pipeline.fleet.snapshot().pools.values() for replica in pool
         }
         assert not any(in_flight.values()), in_flight
         identifiers = [line["call"] for line in self.calls]
         assert len(identifiers) == len(set(identifiers)), "a call was logged twice"
-        assert KEY.encode() not in self.log.text
+        assert self.metric("pagegate_calls_total") == len(identifiers)
+        told = self.log.text + self.serving.gateway.metrics.exposition()
+        for secret in (KEY, SECRET, *PROMPT.split()):
+            assert secret.encode() not in told
+        escaped = [line for line in self.log.lines if line["event"] == "library" and line["level"] == "error"]
+        assert not escaped
+        assert self.failures_expected or not self.log.named("call_failed")
 
 
 def settings_for(engines: Mapping[str, str], sections: Mapping[str, Any]) -> Settings:
@@ -148,11 +203,9 @@ def settings_for(engines: Mapping[str, str], sections: Mapping[str, Any]) -> Set
         "identity": {
             "secret": SECRET,
             "tenants": [{"name": "default"}],
-            "keys": [{"name": "tester", "digest": digest(KEY, SECRET.encode())}],
+            "keys": [key("tester")],
         },
-        "models": [
-            {"name": MODEL, "replicas": [{"name": name, "url": url} for name, url in engines.items()]}
-        ],
+        "models": [{"name": MODEL, "replicas": [{"name": name, "url": url} for name, url in engines.items()]}],
         "fleet": {"probe_interval_s": 0.05, "probe_timeout_s": 1},
         "upstream": {"backoff_s": 0.001},
     }
@@ -168,7 +221,7 @@ async def gateway(
     """A gateway before engines (name -> URL), ready unless told not to wait; checked when it is left."""
     settings = settings_for(engines, sections)
     lines = LogLines()
-    log = logs.make(settings.telemetry if "telemetry" in sections else TelemetrySettings(), lines)  # type: ignore[arg-type]
+    log = logs.make(settings.telemetry, lines)  # type: ignore[arg-type]  # A raw stream is all that it needs.
     tasks = asyncio.all_tasks()
     given = {"clock": clock} if clock is not None else {}
     async with serving(settings, log=log, **given) as served:
