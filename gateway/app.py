@@ -11,6 +11,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from starlette.routing import Router
@@ -48,11 +50,16 @@ class Gateway:
     pipeline: Pipeline
     metrics: metrics.Metrics
     log: Log
+    new_id: Callable[[], str]
 
 
 @asynccontextmanager
 async def running(
-    settings: Settings, *, log: Log | None = None, clock: Clock = time.monotonic, rng: random.Random | None = None
+    settings: Settings,
+    *,
+    log: Log | None = None,
+    clock: Clock = time.monotonic,
+    rng: random.Random | None = None,
 ) -> AsyncIterator[Gateway]:
     """Everything that a gateway consists of, while the block runs. Raises SettingsError for an unreadable secret."""
     log = log or logs.make(settings.telemetry)
@@ -70,7 +77,12 @@ async def running(
             Connections(settings.fleet.probe_timeout_s, settings.upstream.idle_connection_s)
         )
         fleet = await up.enter_async_context(
-            Fleet(settings.models, settings.fleet, Scraper(probing, settings.fleet.probe_timeout_s), _noting(log))
+            Fleet(
+                settings.models,
+                settings.fleet,
+                Scraper(probing, settings.fleet.probe_timeout_s),
+                _noting(log),
+            )
         )
         instruments = metrics.Metrics(fleet.snapshot, lambda: gate.running)
         pipeline = Pipeline(
@@ -82,23 +94,30 @@ async def running(
             dispatcher=Dispatcher(settings.upstream, engines, fleet),
             telemetry=Telemetry(settings.telemetry, tracer, instruments, log, clock, rng),
             open_calls=open_calls,
-            patience=Patience(
-                settings.upstream.call_timeout_s, settings.server.slow_reader_s, settings.upstream.max_reply_bytes
-            ),
+            patience=Patience(settings.upstream.call_timeout_s, settings.upstream.max_reply_bytes),
             clock=clock,
         )
-        surface = routes.Surface(_reading(settings), clock, rng, log)
+        new_id = partial(call_id, rng)
+        surface = routes.Surface(_reading(settings), clock, new_id, log)
         probes = Probes(lambda: readiness(pipeline), instruments.exposition, metrics.CONTENT_TYPE)
-        models = routes.Models(surface, keys, catalog, int(time.time()))
+        health: list[tuple[str, routes.Endpoint]] = [("/livez", probes.livez), ("/readyz", probes.readyz)]
+        everything = [*health, ("/metrics", probes.metrics)]
+        models = routes.Models(keys, catalog, int(datetime.now(UTC).timestamp()))
         yield Gateway(
             public=routes.public(
-                surface, pipeline, models, probes.routes(with_metrics=settings.server.metrics_port is None)
+                surface, pipeline, models, everything if settings.server.metrics_port is None else health
             ),
-            operations=Router(probes.routes(with_metrics=True), redirect_slashes=False),
+            operations=routes.operations(surface, everything),
             pipeline=pipeline,
             metrics=instruments,
             log=log,
+            new_id=new_id,
         )
+
+
+def call_id(rng: random.Random) -> str:
+    """An identifier for a call, unlike any other's."""
+    return f"req_{rng.getrandbits(128):032x}"
 
 
 def readiness(pipeline: Pipeline) -> tuple[bool, dict[str, Any]]:
@@ -124,6 +143,11 @@ def _noting(log: Log) -> Callable[[Replica], None]:
     def note(replica: Replica) -> None:
         up = replica.health is Health.UP
         tell = log.info if up else log.warning
-        tell("replica_up" if up else "replica_down", model=replica.model, replica=replica.name, why=replica.why_down)
+        tell(
+            "replica_up" if up else "replica_down",
+            model=replica.model,
+            replica=replica.name,
+            why=replica.why_down,
+        )
 
     return note

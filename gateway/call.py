@@ -1,6 +1,6 @@
 """The values that travel along a call's path. They hold facts and decide nothing."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -43,8 +43,9 @@ class Call:
 class Delivery:
     """What has reached the caller so far; the relay writes it, the lease and the record read it.
 
-    Times are monotonic seconds. `events` counts relayed data events: about one a token. `complete` is set once
-    the caller has been given the whole reply, whatever happens to the connection after that.
+    Times are monotonic seconds. `events` counts relayed data events: about one a token, and the guess where the
+    engine never said its `usage`. `complete` is set once the caller has been given the whole reply, whatever
+    happens to the connection after that.
     """
 
     usage: Usage | None = None
@@ -66,7 +67,7 @@ class Whole:
 class Streamed:
     """A reply that is a stream of server-sent events, as bytes that end at event boundaries."""
 
-    chunks: AsyncIterator[bytes]
+    chunks: AsyncGenerator[bytes, None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ def up(
             if value is not None
         }
     )
-    raise typer.Exit(start(tuple(profiles or ()), chosen))
+    raise typer.Exit(start(tuple(profiles or ()), chosen, configuration.environment()))
 
 
 @app.command()

@@ -63,6 +63,21 @@ class UnsupportedMediaType(BadCall):
         super().__init__(f"The body must be sent as application/json (was {content_type[:80]!r}).")
 
 
+class NotHttp(BadCall):
+    def __init__(self) -> None:
+        super().__init__("This is not a valid HTTP/1.1 call.")
+
+
+class HeadTooLarge(BadCall):
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"The head of the call is larger than {limit_bytes} bytes.")
+
+
+class HeadTooSlow(BadCall):
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"The head of the call did not arrive within {limit_s:g} s.")
+
+
 class BodyTooLarge(BadCall):
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(f"The body is larger than {limit_bytes} bytes.")
@@ -139,6 +154,13 @@ class GateClosed(Unserved):
 
     def __init__(self, running: int) -> None:
         super().__init__(f"The gateway is busy: {running} calls are running.")
+
+
+class TooManyConnections(Unserved):
+    """The gateway holds as many connections as it may."""
+
+    def __init__(self) -> None:
+        super().__init__("The gateway is busy: it holds as many connections as it may.")
 
 
 class Draining(Unserved):

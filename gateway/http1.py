@@ -85,6 +85,7 @@ class Connection(asyncio.Protocol):
         self._complete = False
         self._reusable = False
         self._error: Broken | None = None
+        self._then: Callable[[], None] | None = None
 
     # What the user of the connection calls.
 
@@ -130,6 +131,15 @@ class Connection(asyncio.Protocol):
         return self._complete and self._reusable and not self.closed
 
     @property
+    def complete(self) -> bool:
+        """Whether the answer came to its end."""
+        return self._complete
+
+    def when_complete(self, then: Callable[[], None]) -> None:
+        """Calls `then` when the answer comes to its end, or its connection does. Nobody may be reading it any more."""
+        self._then = then
+
+    @property
     def closed(self) -> bool:
         return self._transport is None or self._transport.is_closing()
 
@@ -148,6 +158,11 @@ class Connection(asyncio.Protocol):
             self._waiter = None
 
     def _wake(self) -> None:
+        if self._then is not None:
+            self._parts.clear()
+            if self._complete or self.closed:
+                then, self._then = self._then, None
+                then()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -271,6 +286,19 @@ class Connections:
             self._idle.setdefault(address, deque()).append(connection)
         else:
             connection.abort()
+
+    def release_at_end(self, connection: Connection, address: Address, within_s: float) -> None:
+        """The same once the exchange is complete, if that is soon; what still comes is dropped, nobody waits."""
+        if connection.complete or connection.closed:
+            self.release(connection, address)
+            return
+        timer = self._loop.call_later(within_s, connection.abort)
+
+        def ended() -> None:
+            timer.cancel()
+            self.release(connection, address)
+
+        connection.when_complete(ended)
 
     async def _connect(self, address: Address) -> Connection:
         try:

@@ -1,4 +1,4 @@
-"""Tasks beside a block, and how a call under way is ended from outside: its caller left, its time is up, the gateway shuts down.
+"""Tasks beside a block, and how a call under way is ended from outside: its caller left, its time is up, we shut down.
 
 Each of these interrupts the task that runs the call, and the block that guards the call turns the cancellation
 into the error that says why. The one place in the gateway where tasks are cancelled.
@@ -8,11 +8,12 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from gateway.errors import CallerLeft, CallTimedOut, GatewayError, SlowReader
+from gateway.errors import CallTimedOut, Draining, GatewayError
 
-Receive = Callable[[], Awaitable[Any]]
+Departure = Callable[[], Awaitable[GatewayError | None]]
+"""Ends when the caller has left, with the error that says how; with None when his reply is complete."""
 
 
 @asynccontextmanager
@@ -28,42 +29,42 @@ async def background() -> AsyncIterator[asyncio.TaskGroup]:
 class Guard:
     """Guards a call in the current task, from entering to leaving the block.
 
-    Watches `receive` for the caller's departure; the body must have been read by then. Leaving the block raises
-    the error that the call was interrupted with.
+    Entering raises Draining once no more calls are taken; leaving raises the error that the call was interrupted
+    with. Whoever interrupts is another task or a timer: the call itself is then at an await inside the block, so
+    the cancellation arrives there and never after it.
     """
 
-    def __init__(self, open_calls: "OpenCalls", receive: Receive, deadline_s: float, slow_reader_s: float) -> None:
+    def __init__(self, open_calls: "OpenCalls", deadline_s: float) -> None:
         self._open_calls = open_calls
-        self._receive = receive
         self._deadline_s = deadline_s
-        self._slow_reader_s = slow_reader_s
         self._error: GatewayError | None = None
-        self._sending_since_s: float | None = None
+        self._watcher: asyncio.Task[None] | None = None
 
     def __enter__(self) -> Self:
+        self._open_calls.add(self)
         task = asyncio.current_task()
         assert task is not None
         self._task = task
         self._loop = asyncio.get_running_loop()
         self._cancelling = task.cancelling()
-        self._open_calls.add(self)
-        self._watcher = self._loop.create_task(self._watch())
         self._deadline = self._loop.call_later(self._deadline_s, self.interrupt, CallTimedOut(self._deadline_s))
-        self._patience: asyncio.TimerHandle | None = None
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open_calls.discard(self)
-        self._watcher.cancel()
         self._deadline.cancel()
-        if self._patience is not None:
-            self._patience.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
         if self._error is None:
             return
         if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise self._error from None
+
+    def watch(self, departure: Departure) -> None:
+        """From now on the caller's departure ends the call; his body must have been read."""
+        self._watcher = self._loop.create_task(self._watch(departure))
 
     def interrupt(self, error: GatewayError) -> None:
         """Ends the call with `error`; the first reason given is the one that counts."""
@@ -71,26 +72,10 @@ class Guard:
             self._error = error
             self._task.cancel()
 
-    async def send(self, sending: Awaitable[None]) -> None:
-        """Awaits a write to the caller; one that makes no headway for too long interrupts the call."""
-        if self._patience is None:
-            self._patience = self._loop.call_later(self._slow_reader_s / 2, self._check_reader)
-        self._sending_since_s = self._loop.time()
-        await sending
-        self._sending_since_s = None
-
-    def _check_reader(self) -> None:
-        # One lazy timer a stream instead of one a write: a stall is noticed within one and a half times the limit.
-        since_s = self._sending_since_s
-        if since_s is not None and self._loop.time() - since_s >= self._slow_reader_s:
-            self.interrupt(SlowReader(self._slow_reader_s))
-        else:
-            self._patience = self._loop.call_later(self._slow_reader_s / 2, self._check_reader)
-
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self.interrupt(CallerLeft())
+    async def _watch(self, departure: Departure) -> None:
+        error = await departure()
+        if error is not None:
+            self.interrupt(error)
 
 
 class OpenCalls:
@@ -98,16 +83,33 @@ class OpenCalls:
 
     def __init__(self) -> None:
         self._guards: set[Guard] = set()
+        self._closed = False
+        self._none = asyncio.Event()
 
     def add(self, guard: Guard) -> None:
+        """Raises Draining once calls are refused."""
+        if self._closed:
+            raise Draining
         self._guards.add(guard)
 
     def discard(self, guard: Guard) -> None:
         self._guards.discard(guard)
+        if not self._guards:
+            self._none.set()
+
+    def refuse(self) -> None:
+        """Takes no more calls; those under way go on."""
+        self._closed = True
 
     def interrupt_all(self, error: GatewayError) -> None:
         for guard in tuple(self._guards):
             guard.interrupt(error)
+
+    async def until_none(self) -> None:
+        """Waits until no call is under way."""
+        while self._guards:
+            self._none.clear()
+            await self._none.wait()
 
     def __len__(self) -> int:
         return len(self._guards)

@@ -1,33 +1,47 @@
 """The gateway as a process: sockets, signals, and the way down.
 
-The first SIGTERM or SIGINT makes the gateway unready, then closes the listener, waits for open calls, ends those
-that take too long with an error event, and leaves with status 0. The second one ends open calls at once.
+The first SIGTERM or SIGINT makes the gateway unready, then shuts the door, waits for open calls, ends those that
+take too long with an error event, and leaves with status 0. The second one ends open calls at once.
 """
 
 import asyncio
 import gc
+import resource
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-import uvicorn
 import uvloop
 from prometheus_client import disable_created_metrics
 from starlette.routing import Router
 
 from gateway.app import Clock, Gateway, running
+from gateway.edge.callers import Callers, ConnectionLimits, NewId
 from gateway.errors import ShuttingDown
-from gateway.lifetime import background
 from gateway.settings import ServerSettings, Settings
 from gateway.telemetry.logs import Log
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Time for an error event to leave once calls were interrupted, before connections are cut.
-FAREWELL_S = 2
+# Time for what was said last to reach callers, before their connections are cut.
+FAREWELL_S = 2.0
+BACKLOG = 4096
 YOUNG_OBJECTS = 50_000
+SPARE_FILES = 256
+# What accepted sockets inherit: a caller who vanished without a word is noticed within 45 s, and what the kernel holds
+# for one who does not read stays small.
+SOCKET_OPTIONS = (
+    (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 45_000),
+    (socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 128 * 1024),
+)
 
 
 class PortTaken(Exception):
@@ -37,35 +51,27 @@ class PortTaken(Exception):
         super().__init__(f"cannot listen on {host} port {port}: {why}")
 
 
-class Listener(uvicorn.Server):
-    """uvicorn on sockets of ours; signals are the process's business, not its."""
+class Listener:
+    """A socket of ours with uvicorn's HTTP on it. Use as `async with`: leaving it shuts the door and waits."""
 
-    def __init__(self, app: Router, settings: ServerSettings) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                access_log=False,
-                log_config=None,
-                server_header=False,
-                date_header=False,
-                proxy_headers=False,
-                limit_concurrency=settings.max_connections,
-                timeout_keep_alive=int(settings.keep_alive_s),
-                timeout_graceful_shutdown=int(settings.drain_delay_s + settings.drain_timeout_s + FAREWELL_S) + 1,
-            )
-        )
+    def __init__(self, app: Router, bound: socket.socket, limits: ConnectionLimits, new_id: NewId) -> None:
+        self._bound = bound
+        self.port: int = bound.getsockname()[1]
+        self.callers = Callers(app, limits, new_id)
 
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+    async def __aenter__(self) -> "Listener":
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self.callers.connection, sock=self._bound, backlog=BACKLOG)
+        return self
 
-    async def accepting(self) -> None:
-        """Waits until connections are accepted."""
-        while not self.started:
-            await asyncio.sleep(0.001)
+    async def __aexit__(self, *exc: object) -> None:
+        self.close()
+        await self.callers.left(FAREWELL_S)
+
+    def close(self) -> None:
+        """Accepts no more connections; those that carry no call are closed, the others after their reply."""
+        self._server.close()
+        self.callers.close()
 
 
 @dataclass(slots=True)
@@ -77,33 +83,37 @@ class Serving:
     port: int
     metrics_port: int | None
     _settings: ServerSettings
-    _listeners: tuple[Listener, ...]
-    _hurry: asyncio.Event
+    _public: Listener
+    _hurried: bool = False
+    _patience: asyncio.Timeout | None = None
 
     async def drain(self) -> None:
-        """Shuts the door and waits until the last call has ended or was ended."""
-        self.gateway.pipeline.draining = True
-        self.gateway.log.info("draining", open_calls=len(self.gateway.pipeline.open_calls))
-        await self._pause(self._settings.drain_delay_s)
-        for listener in self._listeners:
-            listener.should_exit = True
-        loop = asyncio.get_running_loop()
-        end_s = loop.time() + self._settings.drain_timeout_s
-        while self.gateway.pipeline.open_calls and loop.time() < end_s and not self._hurry.is_set():
-            await self._pause(min(0.05, end_s - loop.time()))
-        self.gateway.pipeline.open_calls.interrupt_all(ShuttingDown())
+        """Goes on while load balancers learn to send calls elsewhere, then takes none and waits for the last one."""
+        pipeline = self.gateway.pipeline
+        pipeline.draining = True
+        self.gateway.log.info("draining", open_calls=len(pipeline.open_calls))
+        self._public.callers.retire()
+        if self._settings.drain_delay_s:
+            await self._wait(asyncio.Event().wait(), self._settings.drain_delay_s)
+        pipeline.open_calls.refuse()
+        self._public.close()
+        await self._wait(pipeline.open_calls.until_none(), self._settings.drain_timeout_s)
+        pipeline.open_calls.interrupt_all(ShuttingDown())
 
     def hurry(self) -> None:
         """Makes a drain end now."""
-        self._hurry.set()
+        self._hurried = True
+        if self._patience is not None:
+            self._patience.reschedule(0)
 
-    async def _pause(self, seconds: float) -> None:
-        if seconds > 0:
-            try:
-                async with asyncio.timeout(seconds):
-                    await self._hurry.wait()
-            except TimeoutError:
-                pass
+    async def _wait(self, what: Awaitable[object], at_most_s: float) -> None:
+        try:
+            async with asyncio.timeout(0 if self._hurried else at_most_s) as self._patience:
+                await what
+        except TimeoutError:
+            pass
+        finally:
+            self._patience = None
 
 
 @asynccontextmanager
@@ -112,33 +122,35 @@ async def serving(
 ) -> AsyncIterator[Serving]:
     """A gateway that accepts calls while the block runs, and is drained after. Raises PortTaken, SettingsError."""
     server = settings.server
-    sockets = [listen(server.host, server.port)]
-    try:
+    limits = ConnectionLimits(
+        server.head_timeout_s, server.slow_reader_s, server.keep_alive_s, connections=server.max_connections
+    )
+    with ExitStack() as bound:
+        # Ports first: one that is taken should cost nothing.
+        door = bound.enter_context(listen(server.host, server.port))
+        side_door = None
         if server.metrics_port is not None:
-            sockets.append(listen(server.metrics_host, server.metrics_port))
-        async with running(settings, log=log, clock=clock) as gateway, background() as group:
-            apps = [gateway.public, gateway.operations][: len(sockets)]
-            listeners = tuple(Listener(app, server) for app in apps)
-            for listener, bound in zip(listeners, sockets, strict=True):
-                group.create_task(listener.serve([bound]))
-                await listener.accepting()
-            ports = [bound.getsockname()[1] for bound in sockets]
-            serving = Serving(
-                gateway, server.host, ports[0], ports[1] if len(ports) > 1 else None, server, listeners, asyncio.Event()
-            )
+            side_door = bound.enter_context(listen(server.metrics_host, server.metrics_port))
+        async with AsyncExitStack() as up:
+            gateway = await up.enter_async_context(running(settings, log=log, clock=clock))
+            metrics_port = None
+            if side_door is not None:
+                operations = Listener(gateway.operations, side_door, limits, gateway.new_id)
+                metrics_port = (await up.enter_async_context(operations)).port
+            public = await up.enter_async_context(Listener(gateway.public, door, limits, gateway.new_id))
+            served = Serving(gateway, server.host, public.port, metrics_port, server, public)
             try:
-                yield serving
+                yield served
             finally:
-                await serving.drain()
-    finally:
-        for bound in sockets:
-            bound.close()
+                await served.drain()
 
 
 async def serve(settings: Settings) -> None:
     """Serves until a signal comes, and then drains. Raises PortTaken, SettingsError."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+    for number in SIGNALS:
+        loop.add_signal_handler(number, stop.set)
     async with serving(settings) as served:
 
         def on_signal() -> None:
@@ -161,7 +173,8 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise PortTaken(host, port, error.strerror or str(error)) from None
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for level, option, value in SOCKET_OPTIONS:
+            bound.setsockopt(level, option, value)
         bound.bind(address)
     except OSError as error:
         bound.close()
@@ -176,8 +189,18 @@ def settle_memory() -> None:
     gc.set_threshold(YOUNG_OBJECTS, 20, 50)
 
 
+def allow_files(connections: int) -> None:
+    """Raises the limit of open files, as far as it may be, to what so many connections and their engines' need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * connections + SPARE_FILES
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def run(settings: Settings) -> None:
     """`serve` in an event loop of its own, in a process of its own."""
     disable_created_metrics()  # type: ignore[no-untyped-call]  # A creation time for each series doubles what every scrape carries.
+    allow_files(settings.server.max_connections)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(settings))

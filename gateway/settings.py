@@ -12,7 +12,15 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 PREFIX = "PAGEGATE_"
 # Variables with the prefix that are not settings: they steer `pagegate up`, not the gateway.
@@ -56,31 +64,44 @@ class ServerSettings(Section):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: Port = Field(8080, description="Port to listen on; 0 takes a free one.")
-    metrics_host: str = Field("127.0.0.1", description="Address of the metrics listener, where `metrics_port` is set.")
+    metrics_host: str = Field(
+        "127.0.0.1", description="Address of the metrics listener, where `metrics_port` is set."
+    )
     metrics_port: Port | None = Field(
         None,
         description="A port of its own for /metrics. Without it /metrics is on the main port, for anybody who "
         "reaches that port: set it when `host` is not loopback.",
     )
     max_body_bytes: int = Field(8 * 2**20, ge=1024, description="A longer body is answered 413, unread.")
+    head_timeout_s: Seconds = Field(
+        10, description="A call's head must arrive within this time, also its first one."
+    )
     body_timeout_s: Seconds = Field(30, description="The whole body must arrive within this time.")
     max_connections: int = Field(20_000, ge=1, description="Connections beyond this are answered 503.")
     keep_alive_s: Seconds = Field(75, description="An idle connection is closed after this time.")
-    slow_reader_s: Seconds = Field(30, description="A caller that reads nothing for so long loses its stream.")
+    slow_reader_s: Seconds = Field(
+        30,
+        description="A caller that does not take up within this time what waits for it loses its connection.",
+    )
     drain_delay_s: float = Field(
         0, ge=0, description="After SIGTERM: how long to stay open, unready, so that load balancers notice."
     )
     drain_timeout_s: Seconds = Field(
-        30, description="After SIGTERM: how long open calls may go on before they are ended with an error event."
+        30,
+        description="After SIGTERM: how long open calls may go on before they are ended with an error event.",
     )
 
 
 class Limits(Section):
     """Limits of a key or of a tenant; a limit that is not given does not exist."""
 
-    requests_per_minute: int | None = Field(None, ge=1, description="Calls a minute, as a bucket that refills evenly.")
+    requests_per_minute: int | None = Field(
+        None, ge=1, description="Calls a minute, as a bucket that refills evenly."
+    )
     tokens_per_minute: int | None = Field(
-        None, ge=1, description="Prompt and completion tokens a minute: estimated before, settled after the call."
+        None,
+        ge=1,
+        description="Prompt and completion tokens a minute: estimated before, settled after the call.",
     )
     concurrent_calls: int | None = Field(None, ge=1, description="Calls that may run at the same time.")
 
@@ -89,7 +110,9 @@ class KeySettings(Section):
     """An API key, known by its digest alone (`pagegate keys create` prints both)."""
 
     name: Name = Field(description="What the key is called in logs; never the key itself.")
-    digest: Digest = Field(description="Keyed BLAKE2b of the key under the identity secret, 64 hexadecimal digits.")
+    digest: Digest = Field(
+        description="Keyed BLAKE2b of the key under the identity secret, 64 hexadecimal digits."
+    )
     tenant: Name = Field("default", description="The tenant that the key acts for.")
     models: tuple[str, ...] = Field(
         ("*",), description="Models it may call, as shell patterns on canonical names (not aliases)."
@@ -110,7 +133,9 @@ class IdentitySettings(Section):
     secret: SecretStr | None = Field(
         None, description="Secret under which keys are hashed; at least 16 characters. Better in a file."
     )
-    secret_file: Path | None = Field(None, description="File that holds the secret, readable by the gateway alone.")
+    secret_file: Path | None = Field(
+        None, description="File that holds the secret, readable by the gateway alone."
+    )
     keys: tuple[KeySettings, ...] = Field((), description="The keys that exist.")
     tenants: tuple[TenantSettings, ...] = Field(
         (TenantSettings(name="default"),), description="The tenants that exist."
@@ -167,7 +192,9 @@ class ModelSettings(Section):
 class AdmissionSettings(Section):
     """What may run, and what a call is thought to cost before it is known."""
 
-    max_running: int = Field(10_000, ge=1, description="Calls that this gateway runs at once; more are answered 503.")
+    max_running: int = Field(
+        10_000, ge=1, description="Calls that this gateway runs at once; more are answered 503."
+    )
     completion_tokens: int = Field(
         256, ge=1, description="Completion tokens reserved for a call that does not say max_tokens."
     )
@@ -190,15 +217,22 @@ class UpstreamSettings(Section):
     """How engines are called."""
 
     connect_timeout_s: Seconds = Field(2, description="For a connection to an engine.")
-    first_token_timeout_s: Seconds = Field(120, description="From sending a call to the engine's first event.")
+    first_token_timeout_s: Seconds = Field(
+        120, description="From sending a call to the engine's first event."
+    )
     gap_timeout_s: Seconds = Field(60, description="Between two events of a stream.")
     call_timeout_s: Seconds = Field(1800, description="For the whole call.")
     attempts: int = Field(3, ge=1, le=10, description="How often a call is tried before its first byte.")
-    backoff_s: Seconds = Field(0.05, description="First pause once every replica was tried; doubles, with jitter.")
-    idle_connection_s: Seconds = Field(
-        4, description="An unused connection is closed after this time; less than the engine's own (vLLM: 5 s)."
+    backoff_s: Seconds = Field(
+        0.05, description="First pause once every replica was tried; doubles, with jitter."
     )
-    max_reply_bytes: int = Field(64 * 2**20, ge=1024, description="The longest reply, or event, from an engine.")
+    idle_connection_s: Seconds = Field(
+        4,
+        description="An unused connection is closed after this time; less than the engine's own (vLLM: 5 s).",
+    )
+    max_reply_bytes: int = Field(
+        64 * 2**20, ge=1024, description="The longest reply, or event, from an engine."
+    )
 
 
 class FleetSettings(Section):
@@ -222,7 +256,9 @@ class TelemetrySettings(Section):
     join_callers_trace: bool = Field(
         True, description="Adopt a caller's traceparent. Switch off where callers are not trusted to choose."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Lowest level that is logged."
+    )
     log_calls: bool = Field(True, description="One log line for each call.")
 
     @field_validator("otlp_endpoint")
@@ -280,7 +316,9 @@ def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Setting
         raw = {}
     if not isinstance(raw, dict):
         raise SettingsError(source, [f"must be a mapping of sections (was a {type(raw).__name__})"])
-    return parse(overlay(raw, os.environ if environ is None else environ), source, path.parent if path else Path())
+    return parse(
+        overlay(raw, os.environ if environ is None else environ), source, path.parent if path else Path()
+    )
 
 
 def parse(raw: Mapping[str, Any], source: str, folder: Path) -> Settings:
@@ -301,7 +339,9 @@ def overlay(raw: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any
 
     `PAGEGATE_PORT` is short for `PAGEGATE_SERVER__PORT`.
     """
-    result: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in raw.items()}
+    result: dict[str, Any] = {
+        key: dict(value) if isinstance(value, dict) else value for key, value in raw.items()
+    }
     for variable, text in sorted(environ.items()):
         if variable == "PAGEGATE_PORT":
             path = ["server", "port"]
@@ -321,16 +361,25 @@ def overlay(raw: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any
     return result
 
 
+def environment() -> dict[str, str]:
+    """The environment as it is now: for what is handed on to child processes."""
+    return dict(os.environ)
+
+
 def embedded(environ: Mapping[str, str] | None = None) -> Embedded:
     """What `pagegate up` reads from the environment; raises SettingsError."""
     environ = os.environ if environ is None else environ
     given = {
-        name.removeprefix(PREFIX).lower(): environ[name] for name in sorted(EMBEDDED) if environ.get(name, "") != ""
+        name.removeprefix(PREFIX).lower(): environ[name]
+        for name in sorted(EMBEDDED)
+        if environ.get(name, "") != ""
     }
     try:
         return Embedded.model_validate(given)
     except ValidationError as error:
-        problems = [re.sub(r"^[a-z_]+", lambda match: PREFIX + match[0].upper(), line) for line in problems_of(error)]
+        problems = [
+            re.sub(r"^[a-z_]+", lambda match: PREFIX + match[0].upper(), line) for line in problems_of(error)
+        ]
         raise SettingsError("the environment", problems) from None
 
 

@@ -86,6 +86,11 @@ class Clock:
         self.now_s += seconds
 
 
+async def begun(client: WireClient) -> WireStream:
+    """The reply to the call that was sent, once its head is there."""
+    return WireStream(client, await client.head())
+
+
 @dataclass
 class Harness:
     """A gateway under test. `calls` are the log lines of the calls that have ended."""
@@ -93,6 +98,7 @@ class Harness:
     serving: Serving
     log: LogLines = field(repr=False)
     failures_expected: bool = False
+    lines_expected: bool = True
 
     @property
     def url(self) -> str:
@@ -110,6 +116,10 @@ class Harness:
     def calls(self) -> list[dict[str, Any]]:
         return self.log.named("call")
 
+    @property
+    def headers(self) -> dict[str, str]:
+        return bearer()
+
     async def post(self, body: Any = None, headers: Headers | None = None, path: str = CHAT) -> WireReply:
         """A call on a connection of its own, with the usual key unless headers are given; and its reply."""
         async with WireClient(self.url) as client:
@@ -118,6 +128,13 @@ class Harness:
     async def get(self, path: str, headers: Headers | None = None) -> WireReply:
         async with WireClient(self.url) as client:
             return await client.get(path, headers=bearer() if headers is None else headers)
+
+    @asynccontextmanager
+    async def sent(self, body: Any = None, headers: Headers | None = None) -> AsyncIterator[WireClient]:
+        """A call that was sent on a connection of its own, and of whose reply nothing was read yet."""
+        async with WireClient(self.url) as client:
+            await client.send("POST", CHAT, json=body or hello(), headers=bearer() if headers is None else headers)
+            yield client
 
     @asynccontextmanager
     async def stream(self, headers: Headers | None = None, **fields: Any) -> AsyncIterator[WireStream]:
@@ -187,7 +204,8 @@ class Harness:
         assert not any(in_flight.values()), in_flight
         identifiers = [line["call"] for line in self.calls]
         assert len(identifiers) == len(set(identifiers)), "a call was logged twice"
-        assert self.metric("pagegate_calls_total") == len(identifiers)
+        if self.lines_expected:
+            assert self.metric("pagegate_calls_total") == len(identifiers)
         told = self.log.text + self.serving.gateway.metrics.exposition()
         for secret in (KEY, SECRET, *PROMPT.split()):
             assert secret.encode() not in told
@@ -225,10 +243,12 @@ async def gateway(
     tasks = asyncio.all_tasks()
     given = {"clock": clock} if clock is not None else {}
     async with serving(settings, log=log, **given) as served:
-        harness = Harness(served, lines)
+        harness = Harness(served, lines, lines_expected=settings.telemetry.log_calls)
         if wait:
             await harness.until_up()
         yield harness
         await harness.until_idle()
         harness.assert_balanced()
-    assert asyncio.all_tasks() <= tasks, "the gateway left tasks behind"
+    # A fixture is left in another task of the test runner's than it was entered in.
+    left = {task for task in asyncio.all_tasks() - tasks if "TestRunner" not in repr(task.get_coro())}
+    assert not left, f"the gateway left tasks behind: {left}"

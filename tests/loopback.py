@@ -236,7 +236,8 @@ class Loopback:
         return Connection(self._app, self.connections, self.connections_made, self.facts)
 
     def _bound(self) -> socket.socket:
-        bound = socket.socket()
+        # asyncio spares connections Nagle's delay only where the protocol is named.
+        bound = socket.socket(proto=socket.IPPROTO_TCP)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.setblocking(False)
         bound.bind(("127.0.0.1", self.port))

@@ -7,7 +7,7 @@ counts; the estimate only decides admission, the charge is what the engine measu
 from typing import NamedTuple
 
 from gateway.call import Call, Delivery, Usage
-from gateway.errors import BadCall, Refused, Unserved
+from gateway.errors import BadCall, GatewayError, Refused, Unserved
 
 FIRST_GUESS_TOKENS_PER_BYTE = 0.3
 LEARNING_RATE = 0.1
@@ -48,6 +48,12 @@ def charge(cost: Cost, delivery: Delivery, error: BaseException | None) -> Usage
     """The tokens to charge: measured where known, nothing where nothing ran, else what was seen to be delivered."""
     if delivery.usage is not None:
         return delivery.usage
-    if isinstance(error, (Unserved, BadCall, Refused)) and not delivery.events:
+    if not delivery.events and _nothing_ran(error):
         return Usage(0, 0)
     return Usage(cost.prompt_tokens, delivery.events, measured=False)
+
+
+def _nothing_ran(error: BaseException | None) -> bool:
+    """Whether a call ended before an engine worked for it, or by a fault of ours alone."""
+    ours = isinstance(error, Exception) and not isinstance(error, GatewayError)
+    return ours or isinstance(error, (Unserved, BadCall, Refused))

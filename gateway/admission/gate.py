@@ -4,12 +4,13 @@ Owns the meters of keys and tenants and the count of running calls. All limits o
 step without a pause, or none. How many tokens a call takes is `cost.py`'s business.
 """
 
+import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from gateway.admission.cost import Cost, Estimator, charge
-from gateway.admission.limits import Bucket, Slots
+from gateway.admission.limits import ROUNDING, Bucket, Slots
 from gateway.call import Call, Delivery, Usage
 from gateway.errors import GateClosed, LimitReached, Unserved
 from gateway.identity.principal import Principal
@@ -47,18 +48,8 @@ class Lease:
     charged: Usage | None = None
 
     def headers(self) -> dict[str, str]:
-        """The x-ratelimit-* headers, from the tightest limit of each kind; empty where there is no limit."""
-        found: dict[str, str] = {}
-        for kind, buckets in (
-            ("requests", [meter.requests for meter in self.meters if meter.requests]),
-            ("tokens", [meter.tokens for meter in self.meters if meter.tokens]),
-        ):
-            if buckets:
-                tightest = min(buckets, key=lambda bucket: bucket.level)
-                found[f"x-ratelimit-limit-{kind}"] = str(tightest.size)
-                found[f"x-ratelimit-remaining-{kind}"] = str(max(0, int(tightest.level)))
-                found[f"x-ratelimit-reset-{kind}"] = duration(tightest.full_in_s())
-        return found
+        """The x-ratelimit-* headers as of the last call that changed a limit."""
+        return _headers(self.meters)
 
 
 class Gate:
@@ -94,10 +85,10 @@ class Gate:
         now_s = self._clock()
         meters = tuple(self._meters_of(principal, now_s))
         cost = _fitted(self._estimator.estimate(call), meters)
-        refusal = next(_refusals(meters, cost, now_s), None)
-        if refusal is not None:
+        refusals = list(_refusals(meters, cost, now_s))
+        if refusals:
             self.refused += 1
-            raise refusal
+            raise max(refusals, key=_patience_s)
         for meter in meters:
             if meter.requests:
                 meter.requests.take(1)
@@ -126,6 +117,14 @@ class Gate:
             if meter.slots:
                 meter.slots.taken -= 1
         self.running -= 1
+
+    def headers(self, principal: Principal) -> dict[str, str]:
+        """The x-ratelimit-* headers of a principal at this moment: what a call that was refused is answered with."""
+        now_s = self._clock()
+        meters = tuple(self._meters_of(principal, now_s))
+        for bucket in (bucket for meter in meters for bucket in (meter.requests, meter.tokens) if bucket):
+            bucket.refill(now_s)
+        return _headers(meters)
 
     def _meters_of(self, principal: Principal, now_s: float) -> Iterator[Meter]:
         tenant = principal.tenant
@@ -159,9 +158,33 @@ def _refusals(meters: tuple[Meter, ...], cost: Cost, now_s: float) -> Iterator[L
             yield LimitReached("tokens_per_minute", meter.tokens.size, meter.owner, wait_s)
 
 
+def _patience_s(refusal: LimitReached) -> float:
+    """How long a caller has to wait for the limit: of several the longest counts, or he comes back too early."""
+    return math.inf if refusal.retry_after_s is None else refusal.retry_after_s
+
+
+def _headers(meters: tuple[Meter, ...]) -> dict[str, str]:
+    """The x-ratelimit-* headers, from the tightest limit of each kind; empty where there is no limit."""
+    found: dict[str, str] = {}
+    for kind, buckets in (
+        ("requests", [meter.requests for meter in meters if meter.requests]),
+        ("tokens", [meter.tokens for meter in meters if meter.tokens]),
+    ):
+        if buckets:
+            tightest = min(buckets, key=lambda bucket: bucket.level)
+            found[f"x-ratelimit-limit-{kind}"] = str(tightest.size)
+            found[f"x-ratelimit-remaining-{kind}"] = str(tightest.left)
+            found[f"x-ratelimit-reset-{kind}"] = duration(tightest.full_in_s())
+    return found
+
+
 def duration(seconds: float) -> str:
-    """A duration as OpenAI writes it in x-ratelimit-reset-*: `0s`, `120ms`, `1.5s`, `6m0s`."""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f}ms" if seconds >= 0.0005 else "0s"
-    minutes, rest = divmod(seconds, 60)
-    return f"{int(minutes)}m{rest:.0f}s" if minutes else f"{rest:.3g}s"
+    """A duration as OpenAI writes it in x-ratelimit-reset-*: `0s`, `120ms`, `1.5s`, `6m0s`, `1h0m0s`."""
+    milliseconds = math.ceil(seconds * 1000 - ROUNDING)
+    if milliseconds < 1000:
+        return f"{milliseconds}ms" if milliseconds > 0 else "0s"
+    if milliseconds <= 59_999:
+        return f"{milliseconds / 1000:g}s"
+    minutes, rest_s = divmod(math.ceil(milliseconds / 1000), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes}m{rest_s}s" if hours else f"{minutes}m{rest_s}s"

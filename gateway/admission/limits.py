@@ -8,6 +8,8 @@ before it runs; what it did cost is settled afterwards, so a bucket may owe for 
 from dataclasses import dataclass
 
 MINUTE_S = 60.0
+# Units by which a level may be off after many additions.
+ROUNDING = 1e-6
 
 
 @dataclass(slots=True)
@@ -23,22 +25,29 @@ class Bucket:
         return cls(size, float(size), now_s)
 
     def refill(self, now_s: float) -> None:
-        if now_s > self.at_s:
-            self.level = min(self.size, self.level + (now_s - self.at_s) * self.size / MINUTE_S)
-            self.at_s = now_s
+        """Brings the bucket up to now. A clock that was set back gives nothing, and goes on from there."""
+        passed_s = max(0.0, now_s - self.at_s)
+        self.level = min(self.size, self.level + passed_s * self.size / MINUTE_S)
+        self.at_s = now_s
 
     def wait_s(self, units: float, now_s: float) -> float | None:
         """Seconds until `units` can be taken: 0 for now, None when they never fit."""
         if units > self.size:
             return None
         self.refill(now_s)
-        return max(0.0, (units - self.level) * MINUTE_S / self.size)
+        lacking = units - self.level
+        return lacking * MINUTE_S / self.size if lacking > ROUNDING else 0.0
 
     def take(self, units: float) -> None:
         self.level -= units
 
     def give_back(self, units: float) -> None:
         self.level = min(self.size, self.level + units)
+
+    @property
+    def left(self) -> int:
+        """Whole units that can be taken."""
+        return max(0, int(self.level + ROUNDING))
 
     def full_in_s(self) -> float:
         """Seconds until the bucket is full again."""

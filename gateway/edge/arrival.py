@@ -5,16 +5,18 @@ limits of size and time, and gives a `Call` in which everything was checked.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from gateway.call import Call
-from gateway.catalog import Catalog
-from gateway.errors import BodyTooLarge, BodyTooSlow, CallerLeft, UnsupportedMediaType
+from gateway.edge.callers import EXTENSION
+from gateway.errors import BodyTooLarge, BodyTooSlow, CallerLeft, GatewayError, UnsupportedMediaType
 from gateway.wire import json_text, openai
 
 Receive = Callable[[], Awaitable[Any]]
+Resolve = Callable[[str], str]
+"""A model's canonical name; raises UnknownModel for one that the caller may not call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +29,31 @@ class ReadingLimits:
     also_allowed: frozenset[str] = frozenset()
 
 
+class Caller(Protocol):
+    """The connection that an exchange came on."""
+
+    def departure(self) -> GatewayError | None:
+        """Why the caller is not there any more; None while he is."""
+        ...
+
+
 class Arrival:
-    """One HTTP exchange that has only begun. `received_at_s` is monotonic."""
+    """One HTTP exchange that has only begun. `received_at_s` is monotonic.
+
+    `standing` gives the headers about the caller's limits, once it is known who calls.
+    """
 
     def __init__(self, scope: Any, receive: Receive, call_id: str, received_at_s: float, limits: ReadingLimits) -> None:
         self.id = call_id
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.received_at_s = received_at_s
-        self.receive = receive
+        self.standing: Callable[[], Mapping[str, str]] = dict
+        self._receive = receive
+        self._caller: Caller = scope["extensions"][EXTENSION]
         self._limits = limits
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
+        self._read = self._header(b"content-length") in ("", "0") and not self._header(b"transfer-encoding")
 
     @property
     def credential(self) -> str | None:
@@ -50,7 +66,17 @@ class Arrival:
         """The caller's trace context (W3C), unparsed."""
         return self._header(b"traceparent") or None
 
-    async def read(self, catalog: Catalog, cache_salt: str) -> Call:
+    def unread(self) -> bool:
+        """Whether some of the body is still to be read."""
+        return not self._read
+
+    async def departure(self) -> GatewayError | None:
+        """Waits until the caller has left, and says how; None when he first had his reply. The body must be read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        return self._caller.departure()
+
+    async def read(self, resolve: Resolve, cache_salt: str) -> Call:
         """The call, read and checked. Raises BadCall in its many forms, and CallerLeft."""
         self._check_head()
         try:
@@ -59,7 +85,7 @@ class Arrival:
         except TimeoutError:
             raise BodyTooSlow(self._limits.body_timeout_s) from None
         fields = openai.read_chat(json_text.parse(raw), self._limits.max_choices, self._limits.also_allowed)
-        model = catalog.resolve(fields.model)
+        model = resolve(fields.model)
         body = fields.body | {"model": model, "cache_salt": cache_salt}
         if fields.stream:
             # The engine is always asked for the usage; the relay takes it out where the caller did not ask.
@@ -81,7 +107,11 @@ class Arrival:
     def _check_head(self) -> None:
         content_type = self._header(b"content-type")
         kind, _, parameters = content_type.lower().partition(";")
-        if kind.strip() != "application/json" or parameters.strip() not in ("", "charset=utf-8", 'charset="utf-8"'):
+        if kind.strip() != "application/json" or parameters.strip() not in (
+            "",
+            "charset=utf-8",
+            'charset="utf-8"',
+        ):
             raise UnsupportedMediaType(content_type)
         declared = self._header(b"content-length")
         if declared.isdecimal() and int(declared) > self._limits.max_body_bytes:
@@ -91,7 +121,7 @@ class Arrival:
         parts: list[bytes] = []
         size = 0
         while True:
-            message = await self.receive()
+            message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise CallerLeft
             parts.append(message.get("body", b""))
@@ -99,6 +129,7 @@ class Arrival:
             if size > self._limits.max_body_bytes:
                 raise BodyTooLarge(self._limits.max_body_bytes)
             if not message.get("more_body", False):
+                self._read = True
                 return b"".join(parts)
 
     def _header(self, name: bytes) -> str:

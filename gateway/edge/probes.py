@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import orjson
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+
+from gateway.edge.arrival import Arrival
+from gateway.edge.rendering import Response
 
 Readiness = Callable[[], tuple[bool, dict[str, Any]]]
 """Whether calls can be served, and the details to show."""
@@ -20,24 +20,16 @@ class Probes:
         self._metrics = metrics
         self._metrics_type = metrics_type
 
-    def routes(self, *, with_metrics: bool) -> list[Route]:
-        health = [Route("/livez", self.livez), Route("/readyz", self.readyz)]
-        return [*health, Route("/metrics", self.metrics)] if with_metrics else health
-
-    async def livez(self, request: Request) -> Response:
+    async def livez(self, arrival: Arrival, response: Response) -> None:
         """200 as long as the process answers."""
-        return Response(b'{"status":"alive"}', media_type="application/json", headers={"cache-control": "no-store"})
+        await response.whole(200, b'{"status":"alive"}', {})
 
-    async def readyz(self, request: Request) -> Response:
+    async def readyz(self, arrival: Arrival, response: Response) -> None:
         """200 when some model can be called and the gateway is not draining, else 503; either way with the details."""
         ready, details = self._readiness()
-        return Response(
-            orjson.dumps({"status": "ready" if ready else "not ready", **details}),
-            200 if ready else 503,
-            media_type="application/json",
-            headers={"cache-control": "no-store"},
-        )
+        body = orjson.dumps({"status": "ready" if ready else "not ready", **details})
+        await response.whole(200 if ready else 503, body, {})
 
-    async def metrics(self, request: Request) -> Response:
+    async def metrics(self, arrival: Arrival, response: Response) -> None:
         """Prometheus text exposition."""
-        return Response(self._metrics(), media_type=self._metrics_type, headers={"cache-control": "no-store"})
+        await response.whole(200, self._metrics(), {"content-type": self._metrics_type})

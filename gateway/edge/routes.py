@@ -1,7 +1,6 @@
-"""The routes of the public listener as ASGI apps: read a call, open the pipeline, render. Exact paths, no redirects."""
+"""The routes of a listener as ASGI apps: read a call, open the pipeline, render. Exact paths, no redirects."""
 
-import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any
 
 import orjson
@@ -18,105 +17,111 @@ from gateway.wire.openai import CHAT_PATH
 
 Clock = Callable[[], float]
 Log = structlog.typing.FilteringBoundLogger
+Endpoint = Callable[[Arrival, Response], Awaitable[None]]
+"""Answers one exchange; what it raises is answered for it."""
+
+READING = ("GET", "HEAD")
 
 
 class Surface:
     """What all routes share: an arrival and a response for each exchange, and the last resort for errors."""
 
-    def __init__(self, limits: ReadingLimits, clock: Clock, rng: random.Random, log: Log) -> None:
+    def __init__(self, limits: ReadingLimits, clock: Clock, new_id: Callable[[], str], log: Log) -> None:
         self._limits = limits
         self._clock = clock
-        self._rng = rng
-        self.log = log
+        self._new_id = new_id
+        self._log = log
 
-    def meet(self, scope: Any, receive: Receive, send: Send) -> tuple[Arrival, Response]:
-        call_id = f"req_{self._rng.getrandbits(128):032x}"
-        return Arrival(scope, receive, call_id, self._clock(), self._limits), Response(send, call_id)
+    async def meet(
+        self, scope: Any, receive: Receive, send: Send, endpoint: Endpoint, methods: Collection[str] | None
+    ) -> None:
+        """One exchange, from its head to its end; `methods` are those that the endpoint knows, None for all."""
+        call_id = self._new_id()
+        arrival = Arrival(scope, receive, call_id, self._clock(), self._limits)
+        response = Response(send, call_id, arrival.unread)
+        try:
+            if methods is not None and arrival.method not in methods:
+                raise WrongMethod(arrival.method, ", ".join(methods))
+            await endpoint(arrival, response)
+        except (CallerLeft, SlowReader):
+            return  # The connection is gone: there is nobody to answer.
+        except Exception as error:
+            if not isinstance(error, GatewayError):
+                self._log.error("call_failed", call=call_id, exc_info=error)
+            await response.error(error, arrival.standing())
 
-    async def tell(self, response: Response, error: Exception) -> None:
-        """Answers an error; of one that is not ours the log has the traceback, and the caller learns nothing."""
-        if not isinstance(error, GatewayError):
-            self.log.error("call_failed", exc_info=error)
-        await response.error(error)
+
+class At:
+    """An endpoint as an ASGI app, for the methods that it knows."""
+
+    def __init__(self, surface: Surface, endpoint: Endpoint, methods: Collection[str] | None = READING) -> None:
+        self._surface = surface
+        self._endpoint = endpoint
+        self._methods = methods
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        await self._surface.meet(scope, receive, send, self._endpoint, self._methods)
 
 
 class ChatCompletions:
     """POST /v1/chat/completions."""
 
-    def __init__(self, surface: Surface, pipeline: Pipeline) -> None:
-        self._surface = surface
+    def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
 
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        arrival, response = self._surface.meet(scope, receive, send)
-        try:
-            if arrival.method != "POST":
-                raise WrongMethod(arrival.method, "POST")
-            async with self._pipeline.open(arrival) as opened:
-                await response.reply(opened.reply, opened.guard, opened.reply.headers)
-        except CallerLeft:
-            return
-        except SlowReader:
-            raise  # The server closes the connection; there is no telling a caller who does not read.
-        except Exception as error:
-            await self._surface.tell(response, error)
+    async def __call__(self, arrival: Arrival, response: Response) -> None:
+        async with self._pipeline.open(arrival) as reply:
+            await response.reply(reply, reply.headers)
 
 
 class Models:
     """GET /v1/models and /v1/models/NAME: the models that the caller may call."""
 
-    def __init__(self, surface: Surface, keys: Keys, catalog: Catalog, created_s: int) -> None:
-        self._surface = surface
+    def __init__(self, keys: Keys, catalog: Catalog, created_s: int) -> None:
         self._keys = keys
         self._catalog = catalog
         self._created_s = created_s
 
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        arrival, response = self._surface.meet(scope, receive, send)
-        try:
-            if arrival.method != "GET":
-                raise WrongMethod(arrival.method, "GET")
-            found = self._found(arrival, scope.get("path_params", {}).get("name"))
-            await response.whole(200, orjson.dumps(found), {})
-        except Exception as error:
-            await self._surface.tell(response, error)
+    async def all(self, arrival: Arrival, response: Response) -> None:
+        found = list(self._permitted(arrival).values())
+        await response.whole(200, orjson.dumps({"object": "list", "data": found}), {})
 
-    def _found(self, arrival: Arrival, name: str | None) -> dict[str, Any]:
-        principal = self._keys.authenticate(arrival.credential)
-        models = {
-            known: {"id": known, "object": "model", "created": self._created_s, "owned_by": "pagegate"}
-            for known, canonical in self._catalog.names()
-            if principal.may_call(canonical)
-        }
-        if name is None:
-            return {"object": "list", "data": list(models.values())}
+    async def one(self, arrival: Arrival, response: Response) -> None:
+        models = self._permitted(arrival)
+        name = arrival.path.removeprefix("/v1/models/")
         if name not in models:
             raise UnknownModel(name)
-        return models[name]
+        await response.whole(200, orjson.dumps(models[name]), {})
+
+    def _permitted(self, arrival: Arrival) -> dict[str, dict[str, Any]]:
+        principal = self._keys.authenticate(arrival.credential)
+        return {
+            name: {"id": name, "object": "model", "created": self._created_s, "owned_by": "pagegate"}
+            for name, canonical in self._catalog.names()
+            if principal.may_call(canonical)
+        }
 
 
-class NotFound:
+async def not_found(arrival: Arrival, response: Response) -> None:
     """Whatever is no route."""
-
-    def __init__(self, surface: Surface) -> None:
-        self._surface = surface
-
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        arrival, response = self._surface.meet(scope, receive, send)
-        await response.error(NoSuchRoute(arrival.method, arrival.path))
+    raise NoSuchRoute(arrival.method, arrival.path)
 
 
-def public(surface: Surface, pipeline: Pipeline, models: Models, probes: list[Route]) -> Router:
+def public(surface: Surface, pipeline: Pipeline, models: Models, probes: Iterable[tuple[str, Endpoint]]) -> Router:
     """The public listener's routes."""
-    return Router(
-        [
-            Route(CHAT_PATH, ChatCompletions(surface, pipeline)),
-            Route("/v1/models", models),
-            Route("/v1/models/{name:path}", models),
-            *probes,
-        ],
-        redirect_slashes=False,
-        default=NotFound(surface),
+    return _router(
+        surface,
+        Route(CHAT_PATH, At(surface, ChatCompletions(pipeline), ("POST",))),
+        Route("/v1/models", At(surface, models.all)),
+        Route("/v1/models/{name:path}", At(surface, models.one)),
+        *(Route(path, At(surface, probe)) for path, probe in probes),
     )
+
+
+def operations(surface: Surface, probes: Iterable[tuple[str, Endpoint]]) -> Router:
+    """The routes of the listener for operators."""
+    return _router(surface, *(Route(path, At(surface, probe)) for path, probe in probes))
+
+
+def _router(surface: Surface, *known: Route) -> Router:
+    return Router(known, redirect_slashes=False, default=At(surface, not_found, methods=None))

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 from typing import Protocol
 
 from gateway.fleet.replica import Blame, Health, Load, Replica, Snapshot
-from gateway.fleet.scrape import ProbeFailed, Served
+from gateway.fleet.scrape import ProbeFailed, Served, WrongModel
 from gateway.http1 import Address
 from gateway.lifetime import background
 from gateway.settings import FleetSettings, ModelSettings
@@ -38,7 +38,8 @@ class Fleet:
                     name=replica.name,
                     model=model.name,
                     address=Address.of(
-                        replica.url, replica.api_key.get_secret_value() if replica.api_key is not None else None
+                        replica.url,
+                        replica.api_key.get_secret_value() if replica.api_key is not None else None,
                     ),
                 )
                 for replica in model.replicas
@@ -102,12 +103,14 @@ class Fleet:
     async def _probe(self, replica: Replica) -> None:
         try:
             await self._look.health(replica.address)
-            if replica.health is not Health.UP:
-                served = await self._look.served(replica.address)
-                if replica.model not in served.names:
-                    raise ProbeFailed(f"serves {', '.join(sorted(served.names)) or 'nothing'}")
-                replica.context_tokens = served.context_tokens
+            # Each time: an engine may have been restarted with another model between two probes.
+            served = await self._look.served(replica.address)
+            if replica.model not in served.names:
+                raise WrongModel(served.names)
+            replica.context_tokens = served.context_tokens
             replica.load = await self._look.load(replica.address)
+        except WrongModel as wrong:
+            self._set(replica, Health.DOWN, str(wrong))
         except ProbeFailed as failed:
             self._failures[replica] = self._failures.get(replica, 0) + 1
             if replica.health is not Health.UP or self._failures[replica] >= self._settings.failures_to_down:

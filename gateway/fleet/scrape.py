@@ -1,6 +1,7 @@
 """One look at an engine over HTTP: is it healthy, what does it serve, how busy is it."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import orjson
@@ -18,6 +19,13 @@ GAUGE = re.compile(
 
 class ProbeFailed(Exception):
     """An engine that cannot be used now, and why."""
+
+
+class WrongModel(ProbeFailed):
+    """An engine that is well and serves something else."""
+
+    def __init__(self, served: Iterable[str]) -> None:
+        super().__init__(f"serves {', '.join(sorted(served)) or 'nothing'}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ Only keyed digests are held: without the secret they say nothing about the keys,
 an attacker who times it nothing, because he cannot compute digests that lie near another's.
 """
 
+import errno
 import hashlib
 import os
 import secrets
@@ -17,6 +18,7 @@ from gateway.settings import IdentitySettings
 
 KEY_PREFIX = "pg-"
 LONGEST_KEY = 512
+SHORTEST_SECRET = 16
 
 
 def new_key() -> str:
@@ -26,7 +28,7 @@ def new_key() -> str:
 
 def digest(key: str, secret: bytes) -> str:
     """Keyed BLAKE2b-256 of a key (RFC 7693), in hexadecimal: what a settings file may hold."""
-    return hashlib.blake2b(key.encode("utf-8", "surrogateescape"), key=_short(secret), digest_size=32).hexdigest()
+    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), key=_short(secret), digest_size=32).hexdigest()
 
 
 def cache_salt(tenant: str, secret: bytes) -> str:
@@ -35,12 +37,22 @@ def cache_salt(tenant: str, secret: bytes) -> str:
 
 
 def ensure_secret(path: Path) -> bytes:
-    """The secret in a file; a file that is missing is made, readable by its owner alone. Raises OSError."""
-    with suppress(FileNotFoundError):
-        return path.read_bytes().strip()
-    secret = secrets.token_urlsafe(48).encode()
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(secret + b"\n")
+    """The secret in a file; a file that is missing is made, readable by its owner alone. Raises OSError.
+
+    Of several that make it at once one succeeds, whole, and all of them get that one's.
+    """
+    if not path.exists():
+        draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+        try:
+            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(secrets.token_urlsafe(48).encode() + b"\n")
+            with suppress(FileExistsError):
+                os.link(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+    secret = path.read_bytes().strip()
+    if len(secret) < SHORTEST_SECRET:
+        raise OSError(errno.EINVAL, f"holds no secret of at least {SHORTEST_SECRET} bytes", str(path))
     return secret
 
 

@@ -1,6 +1,6 @@
 """Principals and tenants: who a call is made by and for, and which models it may name."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from gateway.settings import Limits
@@ -12,7 +12,7 @@ class Tenant:
 
     name: str
     limits: Limits
-    cache_salt: str
+    cache_salt: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,40 +3,53 @@
 What is learnt on the way goes into the lease's delivery. A stream that breaks off raises: the edge tells the caller.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 import orjson
 
 from gateway.call import Call, Delivery, Streamed, Whole
-from gateway.relay.watch import StreamWatch, usage_of
+from gateway.errors import EngineFailed
+from gateway.relay.watch import CUT_OFF, StreamWatch, usage_of
 from gateway.upstream.engines import Answer
 
 Clock = Callable[[], float]
 Gap = Callable[[float], None]
 
+# What a token of a whole reply is taken for where the engine does not count them.
+BYTES_PER_TOKEN = 4
+
 
 def relay(
     answer: Answer, call: Call, delivery: Delivery, clock: Clock, gap: Gap, max_event_bytes: int
 ) -> Whole | Streamed:
-    """What goes back to the caller. `gap` is told the seconds between two reads of a stream."""
+    """What goes back to the caller. `gap` is told the seconds between two reads of a stream.
+
+    Raises EngineFailed for a whole reply that the engine cut off.
+    """
     if call.stream:
         watch = StreamWatch(call, delivery, max_event_bytes)
         return Streamed(_stream(answer, watch, delivery, clock, gap))
-    delivery.first_at_s = delivery.last_at_s = clock()
     document = orjson.loads(answer.first)
+    choices = [choice for choice in _listed(document.get("choices")) if isinstance(choice, dict)]
+    reasons = [choice["finish_reason"] for choice in choices if isinstance(choice.get("finish_reason"), str)]
+    if not CUT_OFF.isdisjoint(reasons):
+        raise EngineFailed("it cut the reply off")
+    delivery.first_at_s = delivery.last_at_s = clock()
     delivery.usage = usage_of(document)
-    delivery.finish_reasons += [
-        choice["finish_reason"]
-        for choice in document.get("choices") or ()
-        if isinstance(choice, dict) and isinstance(choice.get("finish_reason"), str)
-    ]
+    if delivery.usage is None:
+        delivery.events = len(orjson.dumps(choices)) // BYTES_PER_TOKEN
+    delivery.finish_reasons += reasons
     delivery.complete = True
     return Whole(answer.first)
 
 
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
 async def _stream(
     answer: Answer, watch: StreamWatch, delivery: Delivery, clock: Clock, gap: Gap
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     data = answer.first
     delivery.first_at_s = delivery.last_at_s = clock()
     while data:
@@ -46,6 +59,7 @@ async def _stream(
         if watch.fault:
             raise watch.fault
         if watch.done:
+            delivery.complete = True
             await answer.finish()
             return
         data = await answer.read()
@@ -53,3 +67,4 @@ async def _stream(
         gap(now_s - delivery.last_at_s)
         delivery.last_at_s = now_s
     yield watch.end()
+    delivery.complete = True

@@ -1,15 +1,16 @@
 """Where spans go: the OpenTelemetry SDK with an OTLP exporter, imported only where an endpoint is configured."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 
 from opentelemetry.trace import Tracer
 
 from gateway.settings import TelemetrySettings
 
-FLUSH_MS = 5_000
+FLUSH_S = 5.0
 
 
 @asynccontextmanager
@@ -39,9 +40,24 @@ async def exporting(settings: TelemetrySettings, instance: str) -> AsyncIterator
         ),
         shutdown_on_exit=False,
     )
-    exporter = OTLPSpanExporter(endpoint=f"{settings.otlp_endpoint}/v1/traces", timeout=FLUSH_MS / 1000)
+    exporter = OTLPSpanExporter(endpoint=f"{settings.otlp_endpoint}/v1/traces", timeout=FLUSH_S)
     provider.add_span_processor(BatchSpanProcessor(exporter))
     try:
         yield provider.get_tracer("pagegate", version("pagegate"))
     finally:
-        await asyncio.to_thread(provider.shutdown)
+        await _for_a_while(provider.shutdown, FLUSH_S)
+
+
+async def _for_a_while(work: Callable[[], None], seconds: float) -> None:
+    """Does `work` in a thread and waits for it, but not for longer; a process that ends does not wait for it either."""
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+    def run() -> None:
+        work()
+        with suppress(RuntimeError):  # Nobody waited so long.
+            loop.call_soon_threadsafe(done.set)
+
+    threading.Thread(target=run, name="flush-spans", daemon=True).start()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await done.wait()

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.call import Call
-from gateway.errors import NoReplica
+from gateway.errors import EngineBroke, EngineLost, EngineStalled, NoReplica, ReplyIncomplete
 from gateway.fleet.replica import Blame, Replica
 from gateway.settings import UpstreamSettings
 from gateway.upstream.engines import Answer, AttemptFailed, Envelope
-from gateway.upstream.retrying import further_attempts, may_retry
+from gateway.upstream.retrying import further_attempts, is_enough, may_retry
 
 
 class Engines(Protocol):
@@ -65,6 +65,13 @@ class Walk:
         return self._tried < len(self._ranking)
 
 
+def blame_of(error: BaseException | None) -> Blame | None:
+    """What the end of an answered call says about its replica; None where the replica is not at fault."""
+    if isinstance(error, EngineStalled):
+        return Blame.SLOW
+    return Blame.FAULT if isinstance(error, (EngineLost, EngineBroke, ReplyIncomplete)) else None
+
+
 class Dispatcher:
     """Sends calls along rankings."""
 
@@ -89,23 +96,30 @@ class Dispatcher:
             error = raised
             raise
         finally:
+            blame = blame_of(error)
             attempt.answer.close()
-            attempt.span.end(error)
+            attempt.span.end(error, blame)
             self._evidence.ended(attempt.replica)
+            if blame is not None:
+                self._evidence.failed(attempt.replica, blame, str(error))
 
     async def _walk(self, call: Call, walk: Walk, trace: Trace) -> Attempt:
+        failures: list[AttemptFailed] = []
         try:
             try:
-                return await self._attempt(call, walk.next(), trace)
+                return await self._attempt(call, walk.next(), trace, failures)
             except AttemptFailed as first:
-                if not may_retry(first) or self._settings.attempts == 1:
+                if not may_retry(first) or is_enough(failures, self._settings.attempts):
                     raise
-            retrying = further_attempts(self._settings, walk.untried)
-            return await retrying(lambda: self._attempt(call, walk.next(), trace))
+
+            async def another() -> Attempt:
+                return await self._attempt(call, walk.next(), trace, failures)
+
+            return await further_attempts(self._settings, failures, walk.untried)(another)
         except AttemptFailed as last:
             raise last.fault from last
 
-    async def _attempt(self, call: Call, replica: Replica, trace: Trace) -> Attempt:
+    async def _attempt(self, call: Call, replica: Replica, trace: Trace, failures: list[AttemptFailed]) -> Attempt:
         """One attempt. The replica counts it as begun until it fails or, later, until its answer is closed."""
         self._evidence.begun(replica)
         span = trace.attempt(replica, call)
@@ -116,6 +130,7 @@ class Dispatcher:
             span.end(failed.fault if failed else error, failed.blame if failed else None)
             self._evidence.ended(replica)
             if failed:
+                failures.append(failed)
                 self._evidence.failed(replica, failed.blame, str(failed))
             raise
         span.answered()

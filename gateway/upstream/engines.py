@@ -4,9 +4,9 @@ What counts as an answer: for a stream the first event, for a whole reply the wh
 is an `AttemptFailed`, and another replica may be tried; after that it is a `Severed`.
 """
 
+import asyncio
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,8 +27,9 @@ from gateway.errors import (
 from gateway.fleet.replica import Blame, Replica
 from gateway.http1 import Address, Broken, Connection, Connections
 from gateway.settings import UpstreamSettings
-from gateway.wire.events import decode, split
+from gateway.wire.events import Cutter, Event, decode, split
 
+# How long an engine may take over the end of a message whose reply is complete.
 FAREWELL_S = 1.0
 EVENT_STREAM = b"text/event-stream"
 LONGEST_EXPLANATION = 64 * 1024
@@ -37,13 +38,22 @@ PRIVATE = re.compile(r"(?:[a-z+]+://|/)[\w.~/@:%-]{2,}")
 
 
 class AttemptFailed(Exception):
-    """One attempt gave no answer. `fault` is what the caller is told if no other attempt succeeds."""
+    """One attempt gave no answer. `fault` is what the caller is told if no other attempt succeeds.
 
-    def __init__(self, blame: Blame, fault: GatewayError, *, retryable: bool = True) -> None:
+    `begun` where the engine may have worked on the call: it may be the call that broke it.
+    """
+
+    def __init__(self, blame: Blame, fault: GatewayError, *, retryable: bool = True, begun: bool = False) -> None:
         super().__init__(str(fault))
         self.blame = blame
         self.fault = fault
         self.retryable = retryable
+        self.begun = begun
+
+
+def _failed(why: str) -> AttemptFailed:
+    """The engine had the call and made nothing of it."""
+    return AttemptFailed(Blame.FAULT, EngineFailed(why), begun=True)
 
 
 class Answer(Protocol):
@@ -57,14 +67,14 @@ class Answer(Protocol):
         ...
 
     async def finish(self) -> None:
-        """Reads what follows the reply's end, so that the connection can be kept; not for long, and quietly."""
+        """The reply is complete, whatever the engine may still have to say."""
         ...
 
     def close(self) -> None: ...
 
 
 class HttpAnswer:
-    """The answer on a connection; the connection goes back to the pool when it was read to its end."""
+    """The answer on a connection; the connection is kept for other calls when its message came to an end."""
 
     def __init__(
         self, replica: Replica, connection: Connection, connections: Connections, first: bytes, gap_s: float
@@ -74,22 +84,34 @@ class HttpAnswer:
         self._connection = connection
         self._connections = connections
         self._gap_s = gap_s
+        self._loop = asyncio.get_running_loop()
+        self._silent_until_s: float | None = None
+        self._finished = False
 
     async def read(self) -> bytes:
+        now_s = self._loop.time()
+        end_s = self._silent_until_s or now_s + self._gap_s
         try:
-            return await self._connection.read(self._gap_s)
+            data = await self._connection.read(max(0.0, end_s - now_s))
         except Broken:
             raise EngineLost from None
         except TimeoutError:
             raise EngineStalled(self._gap_s) from None
+        # Comments keep a connection alive, and say nothing of the engine behind it: they do not count as headway.
+        commented = data.startswith(b":") and b"data" not in data
+        if commented and self._loop.time() > end_s:
+            raise EngineStalled(self._gap_s)
+        self._silent_until_s = end_s if commented else None
+        return data
 
     async def finish(self) -> None:
-        with suppress(Broken, TimeoutError):
-            while await self._connection.read(FAREWELL_S):
-                pass
+        self._finished = True
 
     def close(self) -> None:
-        self._connections.release(self._connection, self.replica.address)
+        if self._finished:
+            self._connections.release_at_end(self._connection, self.replica.address, FAREWELL_S)
+        else:
+            self._connections.release(self._connection, self.replica.address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +162,14 @@ class HttpEngines:
             except Broken as broken:
                 if not (kept and broken.silent):
                     raise
-                # The engine closed an idle connection as we sent: nothing was heard, so nothing was begun there.
+                # Most likely the engine closed an idle connection as we sent. It may also have died of the call, so
+                # if it cannot be reached now, the call counts as begun.
                 connection.abort()
                 connection = await self._acquire(replica, fresh=True)
                 first = await self._first(connection, call, replica, message, envelope)
         except Broken as broken:
             connection.abort()
-            raise AttemptFailed(_blame(broken), EngineFailed(str(broken))) from broken
+            raise _failed(str(broken)) from broken
         except BaseException:
             connection.abort()
             raise
@@ -156,7 +179,7 @@ class HttpEngines:
         try:
             return await self._connections.acquire(replica.address, fresh=fresh)
         except Broken as broken:
-            raise AttemptFailed(_blame(broken), EngineFailed(str(broken))) from broken
+            raise AttemptFailed(Blame.UNREACHABLE, EngineFailed(str(broken)), begun=fresh) from broken
 
     async def _first(
         self, connection: Connection, call: Call, replica: Replica, message: bytes, envelope: Envelope
@@ -165,21 +188,20 @@ class HttpEngines:
         patience_s = self._settings.first_token_timeout_s if call.stream else self._settings.call_timeout_s
         connection.send(message)
         try:
-            head = await connection.head(patience_s)
-            if head.status != 200:
-                explanation = await _all(connection, LONGEST_EXPLANATION, patience_s)
-                raise await self._rejection(head.status, explanation, call, replica, envelope)
-            streamed = head.headers.get(b"content-type", b"").startswith(EVENT_STREAM)
-            if streamed != call.stream or b"content-encoding" in head.headers:
-                raise AttemptFailed(Blame.FAULT, EngineFailed("an answer of another kind than was asked for"))
-            if not call.stream:
-                return _document(await _all(connection, self._settings.max_reply_bytes, patience_s))
-            first = await connection.read(patience_s)
+            async with asyncio.timeout(patience_s):
+                head = await connection.head(patience_s)
+                if head.status != 200:
+                    explanation = await _all(connection, LONGEST_EXPLANATION, patience_s)
+                    raise await self._rejection(head.status, explanation, call, replica, envelope)
+                streamed = head.headers.get(b"content-type", b"").startswith(EVENT_STREAM)
+                if streamed != call.stream or b"content-encoding" in head.headers:
+                    raise _failed("an answer of another kind than was asked for")
+                if not call.stream:
+                    return _document(await _all(connection, self._settings.max_reply_bytes, patience_s))
+                first, event = await _first_event(connection, self._settings.max_reply_bytes, patience_s)
         except TimeoutError:
-            raise AttemptFailed(Blame.SLOW, TimedOut("answer from the engine", patience_s)) from None
-        if not first:
-            raise AttemptFailed(Blame.FAULT, EngineFailed("an empty stream"))
-        error = _leading_error(first)
+            raise AttemptFailed(Blame.SLOW, TimedOut("answer from the engine", patience_s), begun=True) from None
+        error = _leading_error(event)
         if error is not None:
             raise await self._rejection(error.status, error.explanation, call, replica, envelope)
         return first
@@ -192,7 +214,9 @@ class HttpEngines:
             case 400 | 413 | 422:
                 too_long = await self._context_too_long(call, replica, envelope)
                 return AttemptFailed(
-                    Blame.NONE, too_long or BadCall(_explained(explanation), _param(explanation)), retryable=False
+                    Blame.NONE,
+                    too_long or BadCall(_explained(explanation), _param(explanation)),
+                    retryable=False,
                 )
             case 401 | 403:
                 return AttemptFailed(Blame.FAULT, EngineMisconfigured(status))
@@ -201,7 +225,7 @@ class HttpEngines:
             case 429 | 503:
                 return AttemptFailed(Blame.BUSY, EnginesBusy())
             case _:
-                return AttemptFailed(Blame.FAULT, EngineFailed(f"status {status}"))
+                return _failed(f"status {status}")
 
     async def _context_too_long(self, call: Call, replica: Replica, envelope: Envelope) -> ContextTooLong | None:
         """Whether a rejected call did not fit the context, as counted by the engine's own tokenizer."""
@@ -230,8 +254,18 @@ class HttpEngines:
         return ContextTooLong(replica.context_tokens, counted, completion)
 
 
-def _blame(broken: Broken) -> Blame:
-    return Blame.UNREACHABLE if broken.refused else Blame.FAULT
+async def _first_event(connection: Connection, limit_bytes: int, timeout_s: float) -> tuple[bytes, Event]:
+    """What came up to the first event, with all that came along with it; and that event. Comments are no events."""
+    cutter, received = Cutter(), b""
+    while len(received) <= limit_bytes:
+        data = await connection.read(timeout_s)
+        received += data
+        event = next(filter(None, map(decode, split(cutter.feed(data)))), None)
+        if not data or (event is not None and event.data == b"[DONE]"):
+            raise _failed("an empty stream")
+        if event is not None:
+            return received, event
+    raise _failed("an event beyond the size limit")
 
 
 async def _all(connection: Connection, limit_bytes: int, timeout_s: float) -> bytes:
@@ -239,7 +273,7 @@ async def _all(connection: Connection, limit_bytes: int, timeout_s: float) -> by
     while part := await connection.read(timeout_s):
         parts += part
         if len(parts) > limit_bytes:
-            raise AttemptFailed(Blame.FAULT, EngineFailed("an answer beyond the size limit"))
+            raise _failed("an answer beyond the size limit")
     return bytes(parts)
 
 
@@ -248,9 +282,9 @@ def _document(body: bytes) -> bytes:
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
-        raise AttemptFailed(Blame.FAULT, EngineFailed("an answer that is not JSON")) from None
+        raise _failed("an answer that is not JSON") from None
     if not isinstance(document, dict) or document.get("error"):
-        raise AttemptFailed(Blame.FAULT, EngineFailed("an error inside a 200"))
+        raise _failed("an error inside a 200")
     return body
 
 
@@ -260,15 +294,12 @@ class _EarlyError:
     explanation: bytes
 
 
-def _leading_error(first: bytes) -> _EarlyError | None:
+def _leading_error(event: Event) -> _EarlyError | None:
     """The error that a stream begins with, where it does: nothing was passed on, so it is still an honest status."""
-    if b'"error"' not in first:
-        return None
-    event = next((event for event in map(decode, split(first)) if event), None)
-    if event is None:
+    if event.type != "error" and b'"error"' not in event.data:
         return None
     error = _error_of(event.data)
-    if not error:
+    if not error and event.type != "error":
         return None
     code = error.get("code")
     return _EarlyError(code if isinstance(code, int) and 400 <= code < 600 else 500, event.data)

@@ -1,13 +1,15 @@
 """What may be tried again before the first byte, when, and how often: tenacity policies as values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from gateway.settings import UpstreamSettings
 from gateway.upstream.engines import AttemptFailed
 
 LONGEST_PAUSE_S = 2.0
+# A call that two engines have broken on is not given to a third: it may be what breaks them.
+MOST_BEGUN = 2
 
 
 def may_retry(error: BaseException) -> bool:
@@ -15,13 +17,24 @@ def may_retry(error: BaseException) -> bool:
     return isinstance(error, AttemptFailed) and error.retryable
 
 
-def further_attempts(settings: UpstreamSettings, untried: Callable[[], bool]) -> AsyncRetrying:
-    """The attempts after a first one that failed: at once while there are untried replicas, then with pauses."""
+def is_enough(failures: Sequence[AttemptFailed], attempts: int) -> bool:
+    """Whether a call that failed like this has been tried often enough, of at most so many `attempts`."""
+    return len(failures) >= attempts or sum(failure.begun for failure in failures) >= MOST_BEGUN
+
+
+def further_attempts(
+    settings: UpstreamSettings, failures: Sequence[AttemptFailed], untried: Callable[[], bool]
+) -> AsyncRetrying:
+    """The attempts after a first one that failed: at once while there are untried replicas, then with pauses.
+
+    `failures` are those so far, as they are whenever another attempt is thought of.
+    """
     exponential = wait_random_exponential(multiplier=settings.backoff_s, max=LONGEST_PAUSE_S)
 
     def pause(state: RetryCallState) -> float:
         return 0.0 if untried() else exponential(state)
 
-    return AsyncRetrying(
-        stop=stop_after_attempt(settings.attempts - 1), wait=pause, retry=retry_if_exception(may_retry), reraise=True
-    )
+    def stop(state: RetryCallState) -> bool:
+        return is_enough(failures, settings.attempts)
+
+    return AsyncRetrying(stop=stop, wait=pause, retry=retry_if_exception(may_retry), reraise=True)

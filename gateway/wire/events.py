@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 import orjson
 
-# Two line ends in a row. Atomic, so that the CR and the LF of one CR LF are never taken for two.
-BOUNDARY = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 LINE_END = re.compile(rb"\r\n|\n|\r")
+# The end of a line and an empty line. Atomic, so that the CR and the LF of one CR LF are never taken for two;
+# a CR at the end of what is there counts only with the byte after it, which may be its LF.
+EVENT_END = re.compile(rb"(?>\r\n|\n|\r)(?:\r\n|\n|\r(?=[^\n]))")
+LONGEST_END = 4
 BOM = b"\xef\xbb\xbf"
 DONE = b"data: [DONE]\n\n"
 
@@ -24,29 +26,75 @@ class Event(NamedTuple):
     data: bytes
 
 
-def cut(buffer: bytes) -> tuple[bytes, bytes]:
-    """`buffer` as (whole events, the rest): the rest is the beginning of an event, or empty."""
-    if buffer.endswith(b"\n\n"):
-        return buffer, b""
-    end = 0
-    for match in BOUNDARY.finditer(buffer):
-        end = match.end()
-    return buffer[:end], buffer[end:]
+class Cutter:
+    """Cuts a stream where its events end: what it gives, joined, is the stream, and the same for every split of it.
+
+    Each byte is looked at once, however small the reads are.
+    """
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+
+    def feed(self, data: bytes) -> bytes:
+        """The events that are whole now, and empty lines between them; nothing while there are none."""
+        if data.endswith(b"\n\n"):
+            end: int | None = len(data)
+        else:
+            end = self._end(data)
+        if end is None:
+            self._held += data
+            return b""
+        if not self._held and end == len(data):
+            return data
+        whole = bytes(self._held) + data[:end]
+        self._held = bytearray(data[end:])
+        return whole
+
+    def finish(self) -> bytes:
+        """The same for a stream that is over. What is still held then is an event that broke off."""
+        whole = self.feed(b":")  # Any byte but LF will do to see what a CR at the end meant.
+        self._held.pop()
+        return whole
+
+    @property
+    def held(self) -> bytes:
+        """The beginning of an event whose end has not come."""
+        return bytes(self._held)
+
+    @property
+    def held_bytes(self) -> int:
+        return len(self._held)
+
+    def _end(self, data: bytes) -> int | None:
+        """Where in `data` the last whole event ends; None if all of it belongs to an event without end."""
+        seam = bytes(self._held[1 - LONGEST_END :])
+        text = seam + data
+        end = None if seam else 0
+        for match in EVENT_END.finditer(text):
+            end = match.end()
+        if end is None:
+            return None
+        while end < len(text) and text[end] in b"\r\n":
+            end += 1
+        return end - len(seam)
 
 
 def split(block: bytes) -> Iterator[bytes]:
-    """The raw events of a block of whole events, each with its boundary: joined they are the block."""
+    """The raw events of a block of whole events, and its empty lines: joined they are the block."""
     start = 0
-    for match in BOUNDARY.finditer(block):
-        yield block[start : match.end()]
-        start = match.end()
-    if start < len(block):
-        yield block[start:]
+    while start < len(block):
+        if block[start] in b"\r\n":
+            end = start + 1
+        else:
+            match = EVENT_END.search(block, start)
+            end = match.end() if match else len(block)
+        yield block[start:end]
+        start = end
 
 
 def decode(raw: bytes) -> Event | None:
     """What one raw event says; None for a comment or an event without data."""
-    kind, data = "message", []
+    kind, data = "", []
     for line in LINE_END.split(raw.removeprefix(BOM)):
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
@@ -54,7 +102,7 @@ def decode(raw: bytes) -> Event | None:
             data.append(value)
         elif name == b"event":
             kind = value.decode("utf-8", "replace")
-    return Event(kind, b"\n".join(data)) if data else None
+    return Event(kind or "message", b"\n".join(data)) if data else None
 
 
 def encode(data: bytes) -> bytes:

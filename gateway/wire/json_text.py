@@ -5,6 +5,7 @@ repeat, numbers must be finite, text must be UTF-8 that can be written again, an
 """
 
 import json
+import re
 from typing import Any, NoReturn
 
 import orjson
@@ -12,6 +13,11 @@ import orjson
 from gateway.errors import NotJson
 
 MAX_DEPTH = 64
+INT_64 = range(-(2**63), 2**64)
+INT_DIGITS = 20
+# Escapes that stand for half a character, or for none; a backslash may itself be escaped.
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
 def parse(raw: bytes) -> dict[str, Any]:
@@ -24,12 +30,14 @@ def parse(raw: bytes) -> dict[str, Any]:
         raise NotJson(f"The body is not valid JSON: {error.msg} (at character {error.pos}).") from None
     except RecursionError:
         raise NotJson(f"The body is nested deeper than {MAX_DEPTH} levels.") from None
-    except ValueError:
-        raise NotJson("The body holds a number that is too long.") from None
     if not isinstance(value, dict):
         raise NotJson("The body must be a JSON object.")
     if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _deeper(value, MAX_DEPTH):
         raise NotJson(f"The body is nested deeper than {MAX_DEPTH} levels.")
+    if SURROGATE.search(raw):
+        dump(value)
+    if b"u0000" in raw and NUL.search(raw):
+        raise NotJson("The body holds a text with a NUL character.")
     return value
 
 
@@ -46,6 +54,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) != len(pairs):
         raise NotJson("The body holds an object in which a key stands twice.")
     return made
+
+
+def _integer(text: str) -> int:
+    if len(text) <= INT_DIGITS and (number := int(text)) in INT_64:
+        return number
+    raise NotJson("The body holds an integer beyond 64 bits.")
 
 
 def _finite(text: str) -> float:
@@ -73,4 +87,6 @@ def _deeper(value: object, levels: int) -> bool:
     return True
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_no_constant)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_int=_integer, parse_float=_finite, parse_constant=_no_constant
+)

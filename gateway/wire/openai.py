@@ -12,6 +12,7 @@ from gateway.errors import BadCall, UnsupportedParameter
 
 CHAT_PATH = "/v1/chat/completions"
 MAX_MESSAGES = 4096
+MAX_PARTS = 4096
 MAX_TOKENS = 2**31 - 1
 
 Check = Callable[[Any], str | None]
@@ -91,11 +92,11 @@ def text(longest: int) -> Check:
     return check
 
 
-def one_or_many(kind: type, most: int) -> Check:
+def one_or_many(kind: type, word: str, most: int) -> Check:
     def check(value: Any) -> str | None:
         many = value if isinstance(value, list) else [value]
         ok = len(many) <= most and all(type(item) is kind for item in many)
-        return None if ok else f"a {kind.__name__} or a list of at most {most}"
+        return None if ok else f"{word}, or a list of at most {most} of them"
 
     return check
 
@@ -129,7 +130,7 @@ def stream_options(value: Any) -> str | None:
 
 
 def messages(value: Any) -> str | None:
-    """Messages with a role; media only as data URLs, so that no engine is sent to fetch something."""
+    """Messages with a role, whose content is text or parts; media only as data, so that no engine fetches anything."""
     if not isinstance(value, list) or not 1 <= len(value) <= MAX_MESSAGES:
         return f"a list of 1 to {MAX_MESSAGES} messages"
     for message in value:
@@ -138,20 +139,26 @@ def messages(value: Any) -> str | None:
         content = message.get("content")
         if content is None or isinstance(content, str):
             continue
-        if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
-            return "a list of messages whose 'content' is text or a list of objects"
-        if any(_fetches(part) for part in content):
-            return "a list of messages that carry media as data: URLs; addresses are not fetched"
+        if not isinstance(content, list) or len(content) > MAX_PARTS:
+            return f"a list of messages whose 'content' is text or a list of at most {MAX_PARTS} parts"
+        for part in content:
+            expected = content_part(part)
+            if expected is not None:
+                return f"a list of messages whose parts are {expected}"
     return None
 
 
-def _fetches(part: Mapping[str, Any]) -> bool:
-    for name, value in part.items():
-        if name.endswith("_url"):
-            url = value.get("url") if isinstance(value, dict) else value
-            if not isinstance(url, str) or not url.startswith("data:"):
-                return True
-    return False
+def content_part(value: Any) -> str | None:
+    """One part of a message. Engines read tensors and other callers' cached media from parts that are not named here."""
+    if not isinstance(value, dict) or not isinstance(kind := value.get("type"), str) or kind not in PARTS:
+        return "objects of a 'type' that is one of " + ", ".join(sorted(PARTS))
+    if "uuid" in value:
+        return "sent whole; 'uuid' is not accepted"
+    for name, medium in value.items():
+        url = medium.get("url") if isinstance(medium, dict) else medium
+        if name.endswith("_url") and not (isinstance(url, str) and url.startswith("data:")):
+            return "media given as data: URLs; addresses are not fetched"
+    return None
 
 
 def template_options(value: Any) -> str | None:
@@ -160,6 +167,18 @@ def template_options(value: Any) -> str | None:
         None if ok and all(isinstance(item, bool) for item in value.values()) else "{'enable_thinking': true or false}"
     )
 
+
+PARTS = frozenset(
+    {
+        "text",
+        "refusal",
+        "thinking",
+        "image_url",
+        "input_audio",
+        "audio_url",
+        "video_url",
+    }
+)
 
 FORWARDED: Mapping[str, Check] = {
     "model": text(128),
@@ -174,7 +193,7 @@ FORWARDED: Mapping[str, Check] = {
     "frequency_penalty": number(-2, 2),
     "presence_penalty": number(-2, 2),
     "seed": integer(-(2**63), 2**63 - 1),
-    "stop": one_or_many(str, 16),
+    "stop": one_or_many(str, "text", 16),
     "logprobs": boolean,
     "top_logprobs": integer(0, 20),
     "logit_bias": mapping(1024),
@@ -187,7 +206,7 @@ FORWARDED: Mapping[str, Check] = {
     "top_k": integer(-1, MAX_TOKENS),
     "min_p": number(0, 1),
     "repetition_penalty": number(0.01, 10),
-    "stop_token_ids": one_or_many(int, 128),
+    "stop_token_ids": one_or_many(int, "an integer", 128),
     "include_stop_str_in_output": boolean,
     "skip_special_tokens": boolean,
     "spaces_between_special_tokens": boolean,

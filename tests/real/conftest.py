@@ -43,13 +43,13 @@ class Worker:
     async def until_idle(self, within_s: float) -> None:
         """Waits until the engine runs nothing, looking every 20 ms: there is nothing of a real engine to wait on."""
         async with asyncio.timeout(within_s):
-            while await self.counter("vllm:num_requests_running"):
+            while await self.counter("vllm:num_requests_running"):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
     async def until_running(self, within_s: float) -> None:
         """Waits until the engine runs a call."""
         async with asyncio.timeout(within_s):
-            while not await self.counter("vllm:num_requests_running"):
+            while not await self.counter("vllm:num_requests_running"):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
     async def chat(self, body: dict[str, Any]) -> Any:

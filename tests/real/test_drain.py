@@ -46,13 +46,15 @@ async def test_a_drain_under_load_loses_nothing(worker: Worker, tmp_path: Path) 
         first_events = asyncio.Barrier(STREAMS + 1)
 
         async def read_a_stream() -> list[bytes]:
-            async with WireClient(url, within_s=120) as client:
-                async with client.stream("/v1/chat/completions", json=body, headers=headers) as stream:
-                    events = [await stream.event()]
-                    await first_events.wait()
-                    events += await stream.events()
-                    assert stream.terminated, "the framing was cut off"
-                    return events
+            async with (
+                WireClient(url, within_s=120) as client,
+                client.stream("/v1/chat/completions", json=body, headers=headers) as stream,
+            ):
+                events = [await stream.event()]
+                await first_events.wait()
+                events += await stream.events()
+                assert stream.terminated, "the framing was cut off"
+                return events
 
         async with asyncio.TaskGroup() as group:
             streams = [group.create_task(read_a_stream()) for _ in range(STREAMS)]
@@ -74,12 +76,13 @@ async def test_a_killed_gateway_leaves_no_work_at_the_engine(worker: Worker, tmp
     config = settings_file(tmp_path, worker, port)
     body = {"model": MODEL, "messages": [{"role": "user", "content": "Count to a thousand."}], "stream": True,
             "max_tokens": 1900}  # fmt: skip
-    async with started("-m", "gateway", "serve", "--config", str(config), ready=b"replica_up", within_s=30) as process:
-        async with WireClient(f"http://127.0.0.1:{port}", within_s=60) as client:
-            async with client.stream(
-                "/v1/chat/completions", json=body, headers={"authorization": f"Bearer {KEY}"}
-            ) as stream:
-                await stream.event()
-                process.kill()
-                await process.wait()
-                await worker.until_idle(within_s=2)
+    headers = {"authorization": f"Bearer {KEY}"}
+    async with (
+        started("-m", "gateway", "serve", "--config", str(config), ready=b"replica_up", within_s=30) as process,
+        WireClient(f"http://127.0.0.1:{port}", within_s=60) as client,
+        client.stream("/v1/chat/completions", json=body, headers=headers) as stream,
+    ):
+        await stream.event()
+        process.kill()
+        await process.wait()
+        await worker.until_idle(within_s=2)

@@ -1,0 +1,32 @@
+"""The key that `pagegate up` prints: from the environment, else the stored one, else a new one, stored.
+
+What it may do is written by `one_machine`; it is known to the gateway by its digest only.
+"""
+
+from pydantic import SecretStr
+
+from gateway.identity.keys import LONGEST_KEY, new_key
+from gateway.state_folder import StateFolder
+
+SHORT_KEY = 16
+
+
+class BadKey(Exception):
+    """A key that no caller could send."""
+
+
+def bootstrap_key(given: SecretStr | None, state: StateFolder) -> str:
+    """The key. One that is given is not stored. Raises BadKey, OSError."""
+    if given is not None:
+        return _sendable(given.get_secret_value(), "PAGEGATE_BOOTSTRAP_KEY")
+    if state.bootstrap_key.exists():
+        return _sendable(state.bootstrap_key.read_text(encoding="utf-8").strip(), str(state.bootstrap_key))
+    key = new_key()
+    state.write(state.bootstrap_key, key + "\n")
+    return key
+
+
+def _sendable(key: str, source: str) -> str:
+    if not 0 < len(key) <= LONGEST_KEY or not key.isascii() or not key.isprintable() or " " in key:
+        raise BadKey(f"{source} must have 1 to {LONGEST_KEY} printable ASCII characters and no spaces")
+    return key

@@ -1,0 +1,123 @@
+"""The health of replicas, as probes and calls show it."""
+
+import pytest
+
+from tests.engines import scripted
+from tests.harness import gateway
+from tests.wire_client import WireReply
+
+pytestmark = pytest.mark.anyio
+
+
+def served_by(reply: WireReply) -> tuple[int, str | None]:
+    return reply.status, reply.header("x-pagegate-replica")
+
+
+async def test_a_replica_that_is_unhealthy_gets_no_calls_until_it_is_well_again() -> None:
+    """Two failed probes take it out, one good one brings it back; both are logged with the reason."""
+    async with (
+        scripted("a", "b") as engines,
+        gateway({name: engine.url for name, engine in engines.items()}) as harness,
+    ):
+        engines["a"].health_is(503)
+        await harness.until_down("a")
+        assert [served_by(await harness.post()) for _ in range(4)] == [(200, "b")] * 4
+        (down,) = harness.log.named("replica_down")
+        assert (down["replica"], down["why"], down["level"]) == ("a", "/health answered 503", "warning")
+        assert harness.metric("pagegate_replica_up", replica="a") == 0
+        engines["a"].health_is(200)
+        await harness.until_up()
+        engines["b"].health_is(500)
+        await harness.until_down("b")
+        assert served_by(await harness.post()) == (200, "a")
+        assert repr(harness.serving.gateway.pipeline.fleet) == "<Fleet tiny: a up, b down>"
+
+
+async def test_one_bad_probe_takes_nobody_out() -> None:
+    """Probes get lost; `failures_to_down` in a row count."""
+    async with (
+        scripted("a") as engines,
+        gateway({"a": engines["a"].url}, fleet={"failures_to_down": 3}) as harness,
+    ):
+        engine = engines["a"]
+        for _ in range(3):
+            engine.fails_with(500, calls=2, on="/health")
+            seen = engine.paths["GET /health"]
+            await engine.until(lambda seen=seen: engine.paths["GET /health"] >= seen + 5)  # type: ignore[misc]
+        assert harness.log.named("replica_down") == []
+
+
+async def test_an_engine_that_refuses_connections_is_down_at_once_and_up_when_it_is_back() -> None:
+    """A call finds out before any probe does; nobody waits for a second one."""
+    async with (
+        scripted("a", "b") as engines,
+        gateway({name: engine.url for name, engine in engines.items()}, fleet={"probe_interval_s": 30}) as harness,
+    ):
+        engines["a"].refuses_connections()
+        engines["a"].closes_idle()
+        await engines["a"].unconnected()
+        replies = [await harness.post() for _ in range(6)]
+        assert {served_by(reply) for reply in replies} == {(200, "b")}
+        assert harness.metric("pagegate_attempts_total", replica="a", result="unreachable") <= 1
+        assert repr(harness.replica("a")).startswith("<Replica a down")
+
+
+async def test_an_engine_that_serves_another_model_gets_no_calls() -> None:
+    """It may have been restarted between two probes: what it serves is asked for each time, and believed at once."""
+    async with (
+        scripted("a", "b") as engines,
+        gateway({name: engine.url for name, engine in engines.items()}) as harness,
+    ):
+        engines["a"].serves("another")
+        await harness.until_down("a")
+        assert [served_by(await harness.post()) for _ in range(3)] == [(200, "b")] * 3
+        assert harness.log.named("replica_down")[0]["why"] == "serves another"
+        assert len(engines["a"].calls) == 0
+        engines["a"].serves("tiny")
+        await harness.until_up()
+
+
+async def test_a_gateway_starts_before_its_engines() -> None:
+    """It is alive, not ready, and answers 503 until the first engine is there."""
+    async with scripted("a") as engines:
+        engines["a"].refuses_connections()
+        async with gateway({"a": engines["a"].url}, wait=False) as harness:
+            await harness.until_down("a")
+            assert (await harness.get("/livez")).status == 200
+            assert (await harness.get("/readyz")).status == 503
+            assert (await harness.post()).status == 503
+            await engines["a"].accepts_connections()
+            await harness.until_up()
+            assert (await harness.get("/readyz")).status == 200
+            assert (await harness.post()).status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "why"),
+    [
+        ("/v1/models", b"[]", "something else than a list of models"),
+        ("/v1/models", b"<html>", "something else than a list of models"),
+        ("/v1/models", b'{"data":[]}', "serves nothing"),
+        ("/health", None, "gave no answer"),
+    ],
+)
+async def test_what_cannot_be_understood_is_not_up(path: str, body: bytes | None, why: str) -> None:
+    """An engine that says nothing sensible is none."""
+    async with scripted("a") as engines:
+        if body is None:
+            engines["a"].holds(on=path)
+        else:
+            engines["a"].fails_with(200, body, on=path)
+        async with gateway({"a": engines["a"].url}, wait=False, fleet={"probe_timeout_s": 0.05}) as harness:
+            await harness.until_down("a")
+            assert why in harness.replica("a").why_down
+
+
+@pytest.mark.parametrize("body", [b"", b"garbage {{{", b"vllm:num_requests_running NaN\nvllm:kv_cache_usage_perc x\n"])
+async def test_an_engine_without_metrics_is_one_of_which_less_is_known(body: bytes) -> None:
+    """It is up, and its load is taken for none."""
+    async with scripted("a") as engines:
+        engines["a"].fails_with(200, body, on="/metrics", content_type="text/plain")
+        async with gateway({"a": engines["a"].url}) as harness:
+            assert (harness.replica("a").load.running, harness.replica("a").load.kv_usage) == (0, 0)
+            assert (await harness.post()).status == 200

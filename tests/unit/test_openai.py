@@ -1,0 +1,336 @@
+"""gateway/wire/openai.py: which fields of a chat call go on to engines, and what each must look like."""
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.errors import BadCall, UnsupportedParameter
+from gateway.wire.openai import DROPPED, FORWARDED, MAX_MESSAGES, MAX_PARTS, ChatFields, read_chat
+from tests.unit.splitting import thorough
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+MINIMAL = {"model": "tiny", "messages": MESSAGES}
+MAX_CHOICES = 8
+DATA_URL = "data:image/png;base64,AAAA"
+CANARY = "canary-of-a-prompt"
+
+
+def read(**fields: Any) -> ChatFields:
+    return read_chat(MINIMAL | fields, MAX_CHOICES)
+
+
+def test_the_smallest_call() -> None:
+    """A model and messages; all else has a default, and nothing is added to what goes upstream."""
+    assert read() == ChatFields(
+        model="tiny", body=dict(MINIMAL), stream=False, wants_usage=False, choices=1, max_tokens=None
+    )
+
+
+@pytest.mark.parametrize("missing", ["model", "messages"])
+def test_what_must_be_there(missing: str) -> None:
+    """The field that is missing is named; null is as good as missing."""
+    for fields in ({**MINIMAL, missing: None}, {name: MINIMAL[name] for name in MINIMAL if name != missing}):
+        with pytest.raises(BadCall) as caught:
+            read_chat(fields, MAX_CHOICES)
+        assert caught.value.param == missing
+        assert caught.value.message == f"Missing required parameter: '{missing}'."
+
+
+GOOD: dict[str, list[Any]] = {
+    "model": ["a", "a" * 128, "org/model:tag"],
+    "messages": [
+        [{"role": "user"}],
+        [{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}],
+        [{"role": "tool", "tool_call_id": "1", "content": "42"}],
+        [{"role": "user", "content": []}],
+        [{"role": "user", "content": [{"type": "text", "text": "http://not.fetched/"}]}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": DATA_URL, "detail": "low"}}]}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": DATA_URL}]}],
+        [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}]}],
+        [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}]}],
+        [{"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}],
+        [{"role": "user", "content": "hi"}] * MAX_MESSAGES,
+    ],
+    "n": [1, MAX_CHOICES],
+    "max_tokens": [1, 2**31 - 1],
+    "max_completion_tokens": [1, 2**31 - 1],
+    "temperature": [0, 2, 0.7],
+    "top_p": [0, 1, 0.5],
+    "frequency_penalty": [-2, 2],
+    "presence_penalty": [-2.0, 2.0],
+    "seed": [0, -(2**63), 2**63 - 1],
+    "stop": ["a", [], ["a"] * 16],
+    "logprobs": [True, False],
+    "top_logprobs": [0, 20],
+    "logit_bias": [{}, {"50256": -100}],
+    "response_format": [{"type": "json_object"}],
+    "tools": [[], [{"type": "function", "function": {"name": "f"}}]],
+    "tool_choice": ["auto", {"type": "function", "function": {"name": "f"}}],
+    "parallel_tool_calls": [True],
+    "reasoning_effort": ["low"],
+    "stream": [True, False],
+    "top_k": [-1, 0, 50],
+    "min_p": [0, 1],
+    "repetition_penalty": [0.01, 1.1],
+    "stop_token_ids": [[1, 2], 7],
+    "include_stop_str_in_output": [True],
+    "skip_special_tokens": [False],
+    "spaces_between_special_tokens": [False],
+    "include_reasoning": [False],
+    "structured_outputs": [{"regex": "a+"}],
+    "chat_template_kwargs": [{}, {"enable_thinking": False}],
+}
+
+BAD: dict[str, list[Any]] = {
+    "model": ["", "a" * 129, 7, ["a"], {}, True],
+    "messages": [
+        [],
+        "hi",
+        {},
+        7,
+        ["hi"],
+        [{}],
+        [{"content": "hi"}],
+        [{"role": 7}],
+        [{"role": "user", "content": 7}],
+        [{"role": "user", "content": {}}],
+        [{"role": "user", "content": ["hi"]}],
+        [{"role": "user", "content": [{"text": "no type"}]}],
+        [{"role": "user", "content": [{"type": ["text"], "text": "hi"}]}],
+        [{"role": "user", "content": "hi"}] * (MAX_MESSAGES + 1),
+        [{"role": "user", "content": [{"type": "text", "text": "hi"}] * (MAX_PARTS + 1)}],
+    ],
+    "n": [0, -1, 129, True, 1.0, "1", [1], 2**70],
+    "max_tokens": [0, -1, 2**31, "99999", True, 1.5, [7], {}],
+    "max_completion_tokens": [0, -1, 2**31, "99999", True],
+    "temperature": [-0.1, 2.1, "0.7", True, [0]],
+    "top_p": [-0.1, 1.1, "1", False],
+    "frequency_penalty": [-2.1, 2.1, "0"],
+    "presence_penalty": [-2.1, 2.1, True],
+    "seed": ["7", 1.5, True, 2**63, -(2**63) - 1],
+    "stop": [7, ["a"] * 17, [7], [None], {"a": 1}, True],
+    "logprobs": ["true", 1, 0, []],
+    "top_logprobs": [-1, 21, "5", True],
+    "logit_bias": [[], "x", {str(number): 1 for number in range(1025)}],
+    "response_format": ["json_object", []],
+    "tools": [{}, "x", ["f"], [{}] * 513],
+    "tool_choice": [7, [], True],
+    "parallel_tool_calls": ["true", 1],
+    "reasoning_effort": [1, "", "a" * 33],
+    "stream": ["false", "true", 1, 0, [], {}],
+    "stream_options": [[], "x", {"include_usage": "true"}, {"continuous_usage_stats": True}, {"include_usage": 1}],
+    "top_k": [-2, 1.5, "5"],
+    "min_p": [-0.1, 1.1],
+    "repetition_penalty": [0, 11, "1"],
+    "stop_token_ids": [["a"], "7", [True], [1.0], [7] * 129],
+    "include_stop_str_in_output": [1],
+    "skip_special_tokens": ["no"],
+    "spaces_between_special_tokens": [0],
+    "include_reasoning": ["x"],
+    "structured_outputs": ["a+", [1]],
+    "chat_template_kwargs": [{"tokenize": True}, {"enable_thinking": "yes"}, [], {"chat_template": "x"}],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in GOOD.items() for value in values])
+def test_good_values_go_upstream_as_they_came(name: str, value: Any) -> None:
+    """The value itself, in the field itself."""
+    assert read(**{name: value}).body[name] == value
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_bad_values_are_named_with_what_is_expected(name: str, value: Any) -> None:
+    """One error, which names the field and says what it must be, in few words and without the value."""
+    with pytest.raises(BadCall) as caught:
+        read(**{"stream": True} | {name: value})
+    assert caught.value.param == name
+    assert caught.value.message.startswith(f"Invalid value for '{name}': must be ")
+    assert len(caught.value.message) < 250
+
+
+def test_every_field_of_the_table_is_tested() -> None:
+    """A field that is added needs good and bad values here."""
+    assert GOOD.keys() | {"stream_options"} == BAD.keys() == FORWARDED.keys()
+
+
+@pytest.mark.parametrize("name", sorted(FORWARDED.keys() - MINIMAL.keys()) + sorted(DROPPED))
+def test_null_is_as_good_as_absent(name: str) -> None:
+    """SDKs send null for what was not set; it goes no further."""
+    assert read(**{name: None}) == read()
+
+
+@pytest.mark.parametrize("name", sorted(DROPPED))
+def test_what_the_gateway_decides_itself_goes_no_further(name: str) -> None:
+    """A caller may send it; neither a priority nor a salt nor an identifier of his reaches an engine."""
+    for value in ("x", 7, {"a": [1]}, True):
+        assert name not in read(**{name: value}).body
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("kv_transfer_params", "ec_transfer_params", "vllm_xargs", "chat_template", "documents", "prompt_embeds"),
+        *("media_io_kwargs", "mm_processor_kwargs", "prompt_logprobs", "logprob_token_ids", "allowed_token_ids"),
+        *("use_beam_search", "best_of", "ignore_eos", "min_tokens", "echo", "add_special_tokens"),
+        *("continue_final_message", "add_generation_prompt", "return_token_ids", "return_prompt_text"),
+        *("return_tokens_as_token_ids", "truncate_prompt_tokens", "session_id", "stream_interval", "bad_words"),
+        *("background", "previous_response_id", "api_base", "base_url", "functions", "mm_payload", "watermarking"),
+        *("", "Model", "MODEL", "model ", "messages\u200b", "__class__", "x" * 10_000),
+    ],
+)
+def test_what_is_not_in_the_table_is_refused(name: str) -> None:
+    """An allow-list: an engine takes fields that contact other hosts, read other tenants' cache or cost without limit."""
+    with pytest.raises(UnsupportedParameter) as caught:
+        read(**{name: CANARY})
+    assert caught.value.param == name[:64]
+    assert CANARY not in caught.value.message
+    assert len(caught.value.message) < 150
+
+
+def test_an_operator_may_allow_more() -> None:
+    """Fields of `admission.allowed_fields` go on, unchecked; the others are refused as before."""
+    fields = MINIMAL | {"ignore_eos": True}
+    assert read_chat(fields, MAX_CHOICES, {"ignore_eos"}).body == fields
+    with pytest.raises(UnsupportedParameter):
+        read_chat(fields | {"min_tokens": 5}, MAX_CHOICES, {"ignore_eos"})
+    with pytest.raises(BadCall, match="'stream'"):
+        read_chat(fields | {"stream": "yes"}, MAX_CHOICES, {"ignore_eos", "stream"})
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param({"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/x.png"}}, id="an address"),
+        pytest.param({"type": "image_url", "image_url": {"url": "https://example.com/x.png"}}, id="with TLS"),
+        pytest.param({"type": "image_url", "image_url": "http://127.0.0.1/"}, id="as a text"),
+        pytest.param({"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}, id="a file"),
+        pytest.param({"type": "image_url", "image_url": {"url": "//127.0.0.1/"}}, id="without a scheme"),
+        pytest.param({"type": "image_url", "image_url": {"url": "http:\\\\evil@ok"}}, id="backslashes"),
+        pytest.param({"type": "image_url", "image_url": {"url": " data:image/png,"}}, id="a space before data:"),
+        pytest.param({"type": "image_url", "image_url": {"url": None}}, id="null"),
+        pytest.param({"type": "image_url", "image_url": {}}, id="nothing"),
+        pytest.param({"type": "image_url", "image_url": [DATA_URL]}, id="a list"),
+        pytest.param({"type": "video_url", "video_url": {"url": "http://127.0.0.1/"}}, id="video"),
+        pytest.param({"type": "audio_url", "audio_url": {"url": "http://127.0.0.1/"}}, id="audio"),
+        pytest.param({"type": "text", "text": "hi", "image_url": {"url": "http://a/"}}, id="beside a text"),
+        pytest.param({"type": "text", "text": "hi", "file_url": "http://a/"}, id="of a kind unknown"),
+        pytest.param({"type": "image_url", "image_url": {"url": DATA_URL}, "uuid": "7"}, id="under a cache's name"),
+        pytest.param({"type": "image_url", "image_url": None, "uuid": "7"}, id="out of a cache"),
+        pytest.param({"type": "text", "image_pil": None, "uuid": None}, id="out of a cache, in disguise"),
+        pytest.param({"type": "image_embeds", "image_embeds": "AAAA"}, id="a tensor of an image"),
+        pytest.param({"type": "audio_embeds", "audio_embeds": "AAAA"}, id="a tensor of a sound"),
+        pytest.param({"type": "prompt_embeds", "data": "AAAA"}, id="a tensor of a prompt"),
+        pytest.param({"type": "image_pil", "image_pil": "x"}, id="an object of the engine"),
+        pytest.param({"type": "file", "file": {"file_id": "file-1"}}, id="a stored file"),
+        pytest.param({"image_url": DATA_URL}, id="without a type"),
+    ],
+)
+def test_no_engine_is_sent_to_fetch_something(part: dict[str, Any]) -> None:
+    """Media come inside the call, or not at all: neither addresses, nor tensors, nor other callers' cached media."""
+    for messages in (
+        [{"role": "user", "content": [part]}],
+        [*MESSAGES, {"role": "tool", "content": [{"type": "text", "text": "a"}, part]}],
+    ):
+        with pytest.raises(BadCall) as caught:
+            read(messages=messages)
+        assert caught.value.param == "messages"
+        assert "127.0.0.1" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens"),
+    [
+        pytest.param({}, None, id="neither"),
+        pytest.param({"max_tokens": 5}, 5, id="the old name"),
+        pytest.param({"max_completion_tokens": 6}, 6, id="the new name"),
+        pytest.param({"max_tokens": 7, "max_completion_tokens": 7}, 7, id="both alike"),
+        pytest.param({"max_tokens": 7, "max_completion_tokens": None}, 7, id="one of them null"),
+    ],
+)
+def test_one_limit_of_tokens(fields: dict[str, Any], tokens: int | None) -> None:
+    """What is reserved is what the engine is told."""
+    assert read(**fields).max_tokens == tokens
+
+
+def test_two_limits_of_tokens_are_refused() -> None:
+    """Which of them an engine would take is not left to it."""
+    with pytest.raises(BadCall) as caught:
+        read(max_tokens=5, max_completion_tokens=5000)
+    assert caught.value.param == "max_tokens"
+
+
+def test_more_choices_than_allowed_are_refused() -> None:
+    """`n` multiplies what a call costs."""
+    assert read(n=MAX_CHOICES).choices == MAX_CHOICES
+    with pytest.raises(BadCall) as caught:
+        read(n=MAX_CHOICES + 1)
+    assert caught.value.param == "n"
+    assert str(MAX_CHOICES) in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        pytest.param({"include_usage": True}, True, id="asked"),
+        pytest.param({"include_usage": False}, False, id="declined"),
+        pytest.param({}, False, id="empty"),
+        pytest.param({"include_obfuscation": False}, False, id="another option"),
+        pytest.param(None, False, id="null"),
+    ],
+)
+def test_who_wants_usage(options: Any, wanted: bool) -> None:
+    """Only true is yes."""
+    assert read(stream=True, stream_options=options).wants_usage is wanted
+
+
+@pytest.mark.parametrize("stream", [{}, {"stream": False}, {"stream": None}])
+def test_stream_options_need_a_stream(stream: dict[str, Any]) -> None:
+    """As OpenAI has it."""
+    with pytest.raises(BadCall) as caught:
+        read(stream_options={"include_usage": True}, **stream)
+    assert caught.value.param == "stream_options"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"messages": [{}] * 100_000}, id="messages"),
+        pytest.param({"stop": ["x"] * 100_000}, id="stop"),
+        pytest.param({"logit_bias": {str(number): 1 for number in range(100_000)}}, id="logit_bias"),
+        pytest.param({"tools": [{}] * 10_000}, id="tools"),
+        pytest.param({"x" * 100_000: 1}, id="a long name"),
+        pytest.param({f"field{number}": 1 for number in range(10_000)}, id="many names"),
+        pytest.param({"messages": [{"role": "user", "content": [7] * 4000}]}, id="parts"),
+    ],
+)
+def test_a_large_mistake_gets_a_small_answer(fields: dict[str, Any]) -> None:
+    """The first thing that is wrong is told, and no more."""
+    with pytest.raises(BadCall) as caught:
+        read(**fields)
+    assert len(caught.value.message) + len(caught.value.param or "") < 400
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@thorough
+@given(st.dictionaries(st.sampled_from([*FORWARDED, *DROPPED]), json_values, max_size=6))
+def test_whatever_is_sent_is_read_or_is_the_callers_mistake(fields: dict[str, Any]) -> None:
+    """Nothing raises anything else, and what is read is what was sent, less what goes no further."""
+    try:
+        found = read(**fields)
+    except BadCall as error:
+        assert error.param in fields  # noqa: PT017  # Either way is right; each has its own rule.
+    else:
+        sent = MINIMAL | fields
+        assert found.body == {name: sent[name] for name in sent if sent[name] is not None and name not in DROPPED}
+        assert isinstance(found.stream, bool)
+        assert 1 <= found.choices <= MAX_CHOICES
+        assert orjson.loads(orjson.dumps(found.body)) == found.body
