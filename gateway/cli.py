@@ -48,7 +48,7 @@ def up(
     ] = None,
 ) -> None:
     """Start engines and the gateway on this machine, and print how to call it."""
-    from gateway.up import up as start
+    from gateway.embedded.up import up as start
 
     try:
         environment = configuration.embedded()

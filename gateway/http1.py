@@ -6,8 +6,9 @@ faster than its reader is held back by the socket.
 """
 
 import asyncio
+import os
+import socket
 import ssl
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -78,10 +79,12 @@ class Connection(asyncio.Protocol):
         self._headers: dict[bytes, bytes] = {}
         self._head: Head | None = None
         self._head_bytes = 0
+        self._barren_bytes = 0
         self._parts: list[bytes] = []
         self._buffered = 0
         self._paused = False
         self._received = False
+        self._news = False
         self._complete = False
         self._reusable = False
         self._error: Broken | None = None
@@ -118,11 +121,7 @@ class Connection(asyncio.Protocol):
                 raise self._error
             await self._wait(timeout_s)
         data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._parts.clear()
-        self._buffered = 0
-        if self._paused and self._transport is not None:
-            self._paused = False
-            self._transport.resume_reading()
+        self._make_room()
         return data
 
     @property
@@ -138,6 +137,7 @@ class Connection(asyncio.Protocol):
     def when_complete(self, then: Callable[[], None]) -> None:
         """Calls `then` when the answer comes to its end, or its connection does. Nobody may be reading it any more."""
         self._then = then
+        self._make_room()
 
     @property
     def closed(self) -> bool:
@@ -145,6 +145,8 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Closes at once; an engine that is still working sees its caller gone."""
+        if not self._complete and self._error is None:
+            self._error = Broken("connection closed", silent=not self._received)
         if self._transport is not None:
             self._transport.abort()
 
@@ -159,12 +161,19 @@ class Connection(asyncio.Protocol):
 
     def _wake(self) -> None:
         if self._then is not None:
-            self._parts.clear()
+            self._make_room()
             if self._complete or self.closed:
                 then, self._then = self._then, None
                 then()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _make_room(self) -> None:
+        self._parts.clear()
+        self._buffered = 0
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
 
     def _fail(self, why: str) -> None:
         if self._error is None and not self._complete:
@@ -186,6 +195,7 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         self._received = True
+        self._news = False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -193,16 +203,26 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError:
             self._fail("malformed answer")
         else:
-            if self._buffered > HIGH_WATER_BYTES and not self._paused and self._transport is not None:
-                self._paused = True
-                self._transport.pause_reading()
+            self._take_in(len(data))
+
+    def _take_in(self, read_bytes: int) -> None:
+        """After a read: wakes who waits, only if there is something for him, so that a trickle renews no timeout."""
+        self._barren_bytes = 0 if self._news else self._barren_bytes + read_bytes
+        if self._barren_bytes > MAX_HEAD_BYTES:
+            self._fail("endless head or framing")
+            return
+        if self._buffered > HIGH_WATER_BYTES and not (self._complete or self._paused) and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+        if self._news:
             self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._until_close and exc is None and not self._complete:
-            self._complete = True
-        elif not self._complete and self._error is None:
-            self._error = Broken("connection lost", silent=not self._received)
+        if not self._complete and self._error is None:
+            if self._until_close and exc is None:
+                self._complete = True
+            else:
+                self._error = Broken("connection lost", silent=not self._received)
         self._transport = None
         self._on_lost(self)
         self._wake()
@@ -218,6 +238,10 @@ class Connection(asyncio.Protocol):
 
     # What the parser calls.
 
+    def on_message_begin(self) -> None:
+        if self._complete:
+            raise ValueError("bytes after the end of the answer")
+
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > MAX_HEAD_BYTES or len(self._headers) >= MAX_HEADERS:
@@ -226,24 +250,37 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
+        if status < 100:
+            raise ValueError("no such status")
         if status >= 200:
             self._head = Head(status, self._headers)
+            self._news = True
         self._headers = {}
 
     def on_body(self, body: bytes) -> None:
         self._parts.append(body)
         self._buffered += len(body)
+        self._news = True
 
     def on_message_complete(self) -> None:
         if self._head is None:  # An interim answer (1xx): the real one is still to come.
             return
-        self._complete = True
+        self._complete = self._news = True
         self._reusable = self._parser.should_keep_alive() and not self._until_close
 
 
 def _expire(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_exception(TimeoutError())
+
+
+def reason_of(error: OSError | UnicodeError) -> str:
+    """Why no connection came about, for callers too: asyncio's own words would name the address."""
+    if isinstance(error, ssl.SSLError):
+        return "TLS failed"
+    if isinstance(error, socket.gaierror | UnicodeError):
+        return "unknown host"
+    return os.strerror(error.errno) if error.errno else "no address answered"
 
 
 class Connections:
@@ -255,8 +292,11 @@ class Connections:
     def __init__(self, connect_timeout_s: float, idle_s: float) -> None:
         self._connect_timeout_s = connect_timeout_s
         self._idle_s = idle_s
-        self._idle: dict[Address, deque[Connection]] = {}
+        # The oldest first; the values say nothing.
+        self._idle: dict[Address, dict[Connection, None]] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
         self._open: set[Connection] = set()
+        self._all_lost = asyncio.Event()
         self._tls: ssl.SSLContext | None = None
 
     async def __aenter__(self) -> "Connections":
@@ -264,16 +304,19 @@ class Connections:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         for connection in tuple(self._open):
             connection.abort()
-        while self._open:
-            await asyncio.sleep(0)
+        if self._open:
+            self._all_lost.clear()
+            await self._all_lost.wait()
 
     async def acquire(self, address: Address, *, fresh: bool = False) -> Connection:
         """A connection to send on: a kept one unless `fresh`. Raises Broken when none can be made."""
         idle = self._idle.get(address)
         while idle and not fresh:
-            connection = idle.pop()
+            connection, _ = idle.popitem()
             if not connection.closed and self._loop.time() - connection.idle_since_s < self._idle_s:
                 return connection
             connection.abort()
@@ -283,7 +326,9 @@ class Connections:
         """Keeps a connection for the next call where its exchange is complete, closes it otherwise."""
         if connection.reusable:
             connection.idle_since_s = self._loop.time()
-            self._idle.setdefault(address, deque()).append(connection)
+            self._idle.setdefault(address, {})[connection] = None
+            if self._sweeper is None:
+                self._sweeper = self._loop.call_later(self._idle_s, self._sweep)
         else:
             connection.abort()
 
@@ -312,17 +357,27 @@ class Connections:
         except TimeoutError:
             raise Broken("no connection in time", refused=True, silent=True) from None
         except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or type(error).__name__
-            raise Broken(f"no connection: {reason}", refused=True, silent=True) from error
+            raise Broken(f"no connection: {reason_of(error)}", refused=True, silent=True) from error
         if not connection.closed:
             self._open.add(connection)
         return connection
 
     def _forget(self, address: Address, connection: Connection) -> None:
         self._open.discard(connection)
-        idle = self._idle.get(address)
-        if idle and connection in idle:
-            idle.remove(connection)
+        if not self._open:
+            self._all_lost.set()
+        self._idle.get(address, {}).pop(connection, None)
+
+    def _sweep(self) -> None:
+        """Closes connections that nobody used for too long."""
+        oldest_s = self._loop.time() - self._idle_s
+        due_s = []
+        for idle in self._idle.values():
+            while idle and (oldest := next(iter(idle))).idle_since_s <= oldest_s:
+                del idle[oldest]
+                oldest.abort()
+            due_s += [oldest.idle_since_s + self._idle_s] if idle else []
+        self._sweeper = self._loop.call_at(min(due_s), self._sweep) if due_s else None
 
     def _tls_context(self) -> ssl.SSLContext:
         if self._tls is None:

@@ -6,10 +6,10 @@ of a file is named in one `SettingsError`, by its dotted path.
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import yaml
 from pydantic import (
@@ -22,6 +22,14 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.problems import (
+    disagreements,
+    disagreements_of_identity,
+    disagreements_of_model,
+    disagreements_of_models,
+    problems_of,
+)
+
 PREFIX = "PAGEGATE_"
 # Variables with the prefix that are not settings: they steer `pagegate up`, not the gateway.
 EMBEDDED = frozenset({"PAGEGATE_PORT", "PAGEGATE_BOOTSTRAP_KEY", "PAGEGATE_STATE", "PAGEGATE_CONFIG"})
@@ -30,7 +38,8 @@ Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
+HOST_AND_PORT = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?")
+SHORTEST_SECRET = 16
 
 Checked = TypeVar("Checked")
 
@@ -38,20 +47,16 @@ Checked = TypeVar("Checked")
 class SettingsError(Exception):
     """A configuration that cannot be used; `problems` has one line for each thing to mend."""
 
-    def __init__(self, source: str, problems: Sequence[str]) -> None:
-        super().__init__(f"{source}: " + "; ".join(problems))
+    def __init__(self, source: str, problems: Iterable[str]) -> None:
         self.source = source
         self.problems = tuple(problems)
+        super().__init__(f"{source}: " + "; ".join(self.problems))
 
 
-def _repeated(place: str, names: Sequence[str]) -> list[str]:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    return [f"{place}: `{name}` is given more than once" for name in twice]
-
-
-def _or_problems(value: Checked, problems: Sequence[str]) -> Checked:
-    if problems:
-        raise ValueError("\n".join(problems))
+def _or_problems(value: Checked, problems: Iterable[str]) -> Checked:
+    found = list(problems)
+    if found:
+        raise ValueError("\n".join(found))
     return value
 
 
@@ -64,18 +69,14 @@ class ServerSettings(Section):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: Port = Field(8080, description="Port to listen on; 0 takes a free one.")
-    metrics_host: str = Field(
-        "127.0.0.1", description="Address of the metrics listener, where `metrics_port` is set."
-    )
+    metrics_host: str = Field("127.0.0.1", description="Address of the metrics listener, where `metrics_port` is set.")
     metrics_port: Port | None = Field(
         None,
         description="A port of its own for /metrics. Without it /metrics is on the main port, for anybody who "
         "reaches that port: set it when `host` is not loopback.",
     )
     max_body_bytes: int = Field(8 * 2**20, ge=1024, description="A longer body is answered 413, unread.")
-    head_timeout_s: Seconds = Field(
-        10, description="A call's head must arrive within this time, also its first one."
-    )
+    head_timeout_s: Seconds = Field(10, description="A call's head must arrive within this time, also its first one.")
     body_timeout_s: Seconds = Field(30, description="The whole body must arrive within this time.")
     max_connections: int = Field(20_000, ge=1, description="Connections beyond this are answered 503.")
     keep_alive_s: Seconds = Field(75, description="An idle connection is closed after this time.")
@@ -95,9 +96,7 @@ class ServerSettings(Section):
 class Limits(Section):
     """Limits of a key or of a tenant; a limit that is not given does not exist."""
 
-    requests_per_minute: int | None = Field(
-        None, ge=1, description="Calls a minute, as a bucket that refills evenly."
-    )
+    requests_per_minute: int | None = Field(None, ge=1, description="Calls a minute, as a bucket that refills evenly.")
     tokens_per_minute: int | None = Field(
         None,
         ge=1,
@@ -110,9 +109,7 @@ class KeySettings(Section):
     """An API key, known by its digest alone (`pagegate keys create` prints both)."""
 
     name: Name = Field(description="What the key is called in logs; never the key itself.")
-    digest: Digest = Field(
-        description="Keyed BLAKE2b of the key under the identity secret, 64 hexadecimal digits."
-    )
+    digest: Digest = Field(description="Keyed BLAKE2b of the key under the identity secret, 64 hexadecimal digits.")
     tenant: Name = Field("default", description="The tenant that the key acts for.")
     models: tuple[str, ...] = Field(
         ("*",), description="Models it may call, as shell patterns on canonical names (not aliases)."
@@ -133,30 +130,22 @@ class IdentitySettings(Section):
     secret: SecretStr | None = Field(
         None, description="Secret under which keys are hashed; at least 16 characters. Better in a file."
     )
-    secret_file: Path | None = Field(
-        None, description="File that holds the secret, readable by the gateway alone."
-    )
+    secret_file: Path | None = Field(None, description="File that holds the secret, readable by the gateway alone.")
     keys: tuple[KeySettings, ...] = Field((), description="The keys that exist.")
     tenants: tuple[TenantSettings, ...] = Field(
         (TenantSettings(name="default"),), description="The tenants that exist."
     )
 
+    @field_validator("secret")
+    @classmethod
+    def _is_long(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None and len(secret.get_secret_value()) < SHORTEST_SECRET:
+            raise ValueError(f"must have at least {SHORTEST_SECRET} characters")
+        return secret
+
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
-        tenants = {tenant.name for tenant in self.tenants}
-        problems = [
-            f"keys.{at}.tenant: `{key.tenant}` is not one of the tenants ({', '.join(sorted(tenants))})"
-            for at, key in enumerate(self.keys)
-            if key.tenant not in tenants
-        ]
-        problems += _repeated("tenants", [tenant.name for tenant in self.tenants])
-        problems += _repeated("keys", [key.name for key in self.keys])
-        problems += _repeated("keys", [key.digest for key in self.keys])
-        if self.keys and self.secret is None and self.secret_file is None:
-            problems.append("secret_file: is needed to check the keys' digests")
-        if self.secret is not None and len(self.secret.get_secret_value()) < 16:
-            problems.append("secret: must have at least 16 characters")
-        return _or_problems(self, problems)
+        return _or_problems(self, disagreements_of_identity(self.model_dump()))
 
 
 class ReplicaSettings(Section):
@@ -170,11 +159,10 @@ class ReplicaSettings(Section):
     @classmethod
     def _is_an_origin(cls, url: str) -> str:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("must be http://host:port or https://host:port")
-        if parts.path not in ("", "/") or parts.query or parts.username:
+        if parts.path not in ("", "/") or parts.query or parts.fragment or "@" in parts.netloc:
             raise ValueError("must have no path, query or credentials")
-        return url.rstrip("/")
+        _check_address(parts)
+        return f"{parts.scheme}://{parts.netloc}"
 
 
 class ModelSettings(Section):
@@ -186,15 +174,13 @@ class ModelSettings(Section):
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
-        return _or_problems(self, _repeated("replicas", [replica.name for replica in self.replicas]))
+        return _or_problems(self, disagreements_of_model(self.model_dump()))
 
 
 class AdmissionSettings(Section):
     """What may run, and what a call is thought to cost before it is known."""
 
-    max_running: int = Field(
-        10_000, ge=1, description="Calls that this gateway runs at once; more are answered 503."
-    )
+    max_running: int = Field(10_000, ge=1, description="Calls that this gateway runs at once; more are answered 503.")
     completion_tokens: int = Field(
         256, ge=1, description="Completion tokens reserved for a call that does not say max_tokens."
     )
@@ -217,22 +203,16 @@ class UpstreamSettings(Section):
     """How engines are called."""
 
     connect_timeout_s: Seconds = Field(2, description="For a connection to an engine.")
-    first_token_timeout_s: Seconds = Field(
-        120, description="From sending a call to the engine's first event."
-    )
+    first_token_timeout_s: Seconds = Field(120, description="From sending a call to the engine's first event.")
     gap_timeout_s: Seconds = Field(60, description="Between two events of a stream.")
     call_timeout_s: Seconds = Field(1800, description="For the whole call.")
     attempts: int = Field(3, ge=1, le=10, description="How often a call is tried before its first byte.")
-    backoff_s: Seconds = Field(
-        0.05, description="First pause once every replica was tried; doubles, with jitter."
-    )
+    backoff_s: Seconds = Field(0.05, description="First pause once every replica was tried; doubles, with jitter.")
     idle_connection_s: Seconds = Field(
         4,
         description="An unused connection is closed after this time; less than the engine's own (vLLM: 5 s).",
     )
-    max_reply_bytes: int = Field(
-        64 * 2**20, ge=1024, description="The longest reply, or event, from an engine."
-    )
+    max_reply_bytes: int = Field(64 * 2**20, ge=1024, description="The longest reply, or event, from an engine.")
 
 
 class FleetSettings(Section):
@@ -256,17 +236,19 @@ class TelemetrySettings(Section):
     join_callers_trace: bool = Field(
         True, description="Adopt a caller's traceparent. Switch off where callers are not trusted to choose."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Lowest level that is logged."
-    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
     log_calls: bool = Field(True, description="One log line for each call.")
 
     @field_validator("otlp_endpoint")
     @classmethod
     def _is_http(cls, url: str | None) -> str | None:
-        if url is not None and urlsplit(url).scheme not in ("http", "https"):
-            raise ValueError("must start with http:// or https://")
-        return url.rstrip("/") if url else None
+        if not url:
+            return None
+        parts = urlsplit(url)
+        if "@" in parts.netloc:
+            raise ValueError("must have no credentials")
+        _check_address(parts)
+        return url.rstrip("/")
 
 
 class Settings(Section):
@@ -283,8 +265,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
-        names = [name for model in self.models for name in (model.name, *model.aliases)]
-        return _or_problems(self, _repeated("models", names))
+        return _or_problems(self, disagreements_of_models(self.model_dump()["models"]))
 
 
 class Embedded(Section):
@@ -316,17 +297,17 @@ def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Setting
         raw = {}
     if not isinstance(raw, dict):
         raise SettingsError(source, [f"must be a mapping of sections (was a {type(raw).__name__})"])
-    return parse(
-        overlay(raw, os.environ if environ is None else environ), source, path.parent if path else Path()
-    )
+    return parse(overlay(raw, os.environ if environ is None else environ), source, path.parent if path else Path())
 
 
 def parse(raw: Mapping[str, Any], source: str, folder: Path) -> Settings:
     """Settings from parsed YAML; raises SettingsError with every problem."""
+    given = {name: section for name, section in raw.items() if section is not None}
     try:
-        settings = Settings.model_validate(raw)
+        settings = Settings.model_validate(given)
     except ValidationError as error:
-        raise SettingsError(source, problems_of(error)) from None
+        # Sections are only compared where all of their values are good: here they are compared as well as can be.
+        raise SettingsError(source, dict.fromkeys([*problems_of(error), *disagreements(given)])) from None
     identity = settings.identity
     if identity.secret_file is not None and not identity.secret_file.is_absolute():
         identity = identity.model_copy(update={"secret_file": folder / identity.secret_file})
@@ -339,9 +320,7 @@ def overlay(raw: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any
 
     `PAGEGATE_PORT` is short for `PAGEGATE_SERVER__PORT`.
     """
-    result: dict[str, Any] = {
-        key: dict(value) if isinstance(value, dict) else value for key, value in raw.items()
-    }
+    result: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in raw.items()}
     for variable, text in sorted(environ.items()):
         if variable == "PAGEGATE_PORT":
             path = ["server", "port"]
@@ -353,6 +332,8 @@ def overlay(raw: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             value = text
+        if not isinstance(value, (str, list, dict, type(None))):
+            value = text  # A secret of digits is text; where a number is meant, its text is as good.
         place = result
         for step in path[:-1]:
             inner = place.get(step)
@@ -370,16 +351,12 @@ def embedded(environ: Mapping[str, str] | None = None) -> Embedded:
     """What `pagegate up` reads from the environment; raises SettingsError."""
     environ = os.environ if environ is None else environ
     given = {
-        name.removeprefix(PREFIX).lower(): environ[name]
-        for name in sorted(EMBEDDED)
-        if environ.get(name, "") != ""
+        name.removeprefix(PREFIX).lower(): environ[name] for name in sorted(EMBEDDED) if environ.get(name, "") != ""
     }
     try:
         return Embedded.model_validate(given)
     except ValidationError as error:
-        problems = [
-            re.sub(r"^[a-z_]+", lambda match: PREFIX + match[0].upper(), line) for line in problems_of(error)
-        ]
+        problems = [re.sub(r"^[a-z_]+", lambda match: PREFIX + match[0].upper(), line) for line in problems_of(error)]
         raise SettingsError("the environment", problems) from None
 
 
@@ -395,41 +372,15 @@ def secret_of(identity: IdentitySettings) -> bytes:
         raise SettingsError(
             "identity.secret_file", [f"cannot be read: {error.strerror or error} ({identity.secret_file})"]
         ) from None
-    if len(secret) < 16:
-        raise SettingsError("identity.secret_file", [f"must hold at least 16 bytes (holds {len(secret)})"])
+    if len(secret) < SHORTEST_SECRET:
+        raise SettingsError(
+            "identity.secret_file", [f"must hold at least {SHORTEST_SECRET} bytes (holds {len(secret)})"]
+        )
     return secret
 
 
-def problems_of(error: ValidationError) -> list[str]:
-    """One line a problem: `admission.max_running: must be at least 1 (was 0)`. Secrets are not repeated."""
-    return [line for item in error.errors(include_url=False) for line in _lines(item)]
-
-
-def _lines(item: Mapping[str, Any]) -> Iterator[str]:
-    where = ".".join(str(step) for step in item["loc"])
-    context, kind, was = item.get("ctx", {}), item["type"], _shown(where, item["input"])
-    match kind:
-        case "extra_forbidden":
-            yield f"{where}: is not a setting"
-        case "missing":
-            yield f"{where}: is missing"
-        case "greater_than_equal":
-            yield f"{where}: must be at least {context['ge']}{was}"
-        case "greater_than":
-            yield f"{where}: must be more than {context['gt']}{was}"
-        case "less_than_equal":
-            yield f"{where}: must be at most {context['le']}{was}"
-        case "value_error":
-            # Our own validators give several problems at once, each with its path inside the section.
-            inner = str(context["error"]).split("\n")
-            prefix = f"{where}." if where else ""
-            nested = all(re.match(r"^[a-z_.0-9]+: ", line) for line in inner)
-            yield from (f"{prefix}{line}" for line in inner) if nested else (f"{where}: {inner[0]}{was}",)
-        case _:
-            yield f"{where or 'file'}: {item['msg'][0].lower()}{item['msg'][1:]}{was}"
-
-
-def _shown(where: str, value: object) -> str:
-    if isinstance(value, (dict, list, tuple)) or re.search(r"secret|digest|key", where):
-        return ""
-    return f" (was {value!r})" if len(repr(value)) < 100 else ""
+def _check_address(parts: SplitResult) -> None:
+    if parts.scheme not in ("http", "https") or not HOST_AND_PORT.fullmatch(parts.netloc):
+        raise ValueError("must begin with http://host:port or https://host:port")
+    if parts.port is not None and parts.port < 1:
+        raise ValueError("must have a port from 1 to 65535")

@@ -6,6 +6,7 @@ A page that is not what the models say fails `--check`, and with it a test.
 import sys
 import types
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -93,7 +94,7 @@ def type_name(annotation: Any) -> str:
         return f"list of {type_name(arguments[0])}"
     if origin is dict or getattr(origin, "__name__", "") == "Mapping":
         return f"mapping of {type_name(arguments[0])} to {type_name(arguments[1])}"
-    if isinstance(annotation, type) and hasattr(annotation, "__members__"):
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
         return " / ".join(f"`{member.value}`" for member in annotation)
     words = {
         str: "text",

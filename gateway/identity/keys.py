@@ -14,11 +14,10 @@ from pathlib import Path
 
 from gateway.errors import NoKey, UnknownKey
 from gateway.identity.principal import Principal, Tenant
-from gateway.settings import IdentitySettings
+from gateway.settings import SHORTEST_SECRET, IdentitySettings
 
 KEY_PREFIX = "pg-"
 LONGEST_KEY = 512
-SHORTEST_SECRET = 16
 
 
 def new_key() -> str:

@@ -30,7 +30,7 @@ from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.record import CallRecord, Outcome
 
 Entered = TypeVar("Entered")
-TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 
 
 def traceparent(trace_id: int, span_id: int, *, sampled: bool) -> str:
@@ -43,8 +43,12 @@ def parse(header: str | None) -> SpanContext | None:
     match = TRACEPARENT.fullmatch(header or "")
     if match is None:
         return None
-    trace_id, span_id, flags = (int(group, 16) for group in match.groups())
-    context = SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(flags & TraceFlags.SAMPLED))
+    version, trace_id, span_id, flags, more = match.groups()
+    # What is read here has the same place in all versions; only those to come may have more behind it.
+    if version == "ff" or (version == "00" and more):
+        return None
+    sampled = TraceFlags(int(flags, 16) & TraceFlags.SAMPLED)
+    context = SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=sampled)
     return context if context.is_valid else None
 
 
@@ -146,8 +150,9 @@ class AttemptSpan:
 
     def end(self, error: BaseException | None, blame: Blame | None = None) -> None:
         """The attempt failed, or its answer was read or left."""
+        given_up = "left" if self._waiting else "answered"
         self._stop_waiting()
-        result = "answered" if blame is None else blame.value
+        result = given_up if blame is None else blame.value
         self._metrics.attempt(self._call.model, self._replica.name, result)
         if self._span is not None:
             self._span.set_attributes(response_attributes(self._record, self._begun_s))
@@ -259,12 +264,12 @@ def request_attributes(call: Call, replica: Replica) -> dict[str, Any]:
 
 def response_attributes(record: CallRecord, begun_s: float) -> dict[str, Any]:
     """What the engine gave, as far as it came."""
-    if record.lease is None or record.lease.delivery.first_at_s is None:
+    if record.call is None or record.lease is None or record.lease.delivery.first_at_s is None:
         return {}
-    delivery = record.lease.delivery
+    delivery, first_at_s = record.lease.delivery, record.lease.delivery.first_at_s
     found: dict[str, Any] = {"gen_ai.response.finish_reasons": list(delivery.finish_reasons)}
-    if record.call is not None and record.call.stream and delivery.first_at_s is not None:
-        found["gen_ai.response.time_to_first_chunk"] = delivery.first_at_s - begun_s
+    if record.call.stream:
+        found["gen_ai.response.time_to_first_chunk"] = first_at_s - begun_s
     if delivery.usage is not None:
         found["gen_ai.usage.input_tokens"] = delivery.usage.prompt_tokens
         found["gen_ai.usage.output_tokens"] = delivery.usage.completion_tokens

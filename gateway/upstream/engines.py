@@ -171,7 +171,8 @@ class HttpEngines:
             connection.abort()
             raise _failed(str(broken)) from broken
         except BaseException:
-            connection.abort()
+            # Kept only if the engine's message came to its end: a rejection is no reason to part.
+            self._connections.release(connection, replica.address)
             raise
         return HttpAnswer(replica, connection, self._connections, first, self._settings.gap_timeout_s)
 
@@ -232,24 +233,22 @@ class HttpEngines:
         if not replica.context_tokens or "messages" not in call.body:
             return None
         wanted = {"model": call.model, "messages": call.body["messages"], "tools": call.body.get("tools")}
-        body = orjson.dumps(wanted)
+        body, patience_s = orjson.dumps(wanted), self._settings.connect_timeout_s
         try:
-            connection = await self._connections.acquire(replica.address)
+            connection = await self._connections.acquire(replica.address, fresh=True)
         except Broken:
             return None
         try:
             connection.send(envelope.head(replica.address, "/tokenize", len(body)) + body)
-            head = await connection.head(self._settings.connect_timeout_s)
-            answer = orjson.loads(
-                await _all(connection, self._settings.max_reply_bytes, self._settings.connect_timeout_s)
-            )
-            counted = answer["count"] if head.status == 200 else 0
-        except (Broken, TimeoutError, ValueError, KeyError, TypeError):
-            connection.abort()
+            head = await connection.head(patience_s)
+            answer = orjson.loads(await _all(connection, self._settings.max_reply_bytes, patience_s))
+            counted = answer["count"] if head.status == 200 else None
+        except (Broken, TimeoutError, AttemptFailed, ValueError, KeyError, TypeError):
             return None
-        self._connections.release(connection, replica.address)
+        finally:
+            self._connections.release(connection, replica.address)
         completion = call.max_tokens or 0
-        if counted + max(1, completion) <= replica.context_tokens:
+        if not isinstance(counted, int) or counted + max(1, completion) <= replica.context_tokens:
             return None
         return ContextTooLong(replica.context_tokens, counted, completion)
 

@@ -149,7 +149,7 @@ def messages(value: Any) -> str | None:
 
 
 def content_part(value: Any) -> str | None:
-    """One part of a message. Engines read tensors and other callers' cached media from parts that are not named here."""
+    """One part of a message. From parts of other types engines read tensors, or media that other callers cached."""
     if not isinstance(value, dict) or not isinstance(kind := value.get("type"), str) or kind not in PARTS:
         return "objects of a 'type' that is one of " + ", ".join(sorted(PARTS))
     if "uuid" in value:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from engine_config import groups, placement, ports, reaper
-from engine_config.children import ChildSpec
-from engine_config.held_groups import HeldGroups
-from engine_config.restarts import Policy
-from engine_config.supervisor import ChildFailed, News, State, Supervisor
+from engine_config.supervision import groups, placement, ports, reaper
+from engine_config.supervision.children import ChildSpec
+from engine_config.supervision.held_groups import HeldGroups
+from engine_config.supervision.restarts import Policy
+from engine_config.supervision.supervisor import ChildFailed, News, State, Supervisor
 
 pytestmark = pytest.mark.anyio
 
@@ -275,8 +275,8 @@ async def test_an_error_in_the_block_stops_the_children_too(tmp_path: Path, port
 SUPERVISOR = """
 import asyncio, sys
 from pathlib import Path
-from engine_config.children import ChildSpec
-from engine_config.supervisor import Supervisor
+from engine_config.supervision.children import ChildSpec
+from engine_config.supervision.supervisor import Supervisor
 
 async def main():
     spec = ChildSpec("child", tuple(sys.argv[3:]), int(sys.argv[2]))

@@ -23,8 +23,8 @@ from typing import Any
 import pytest
 import yaml
 
-from engine_config import groups
-from gateway.state_folder import opened
+from engine_config.supervision import groups
+from gateway.embedded.state_folder import opened
 
 pytestmark = pytest.mark.anyio
 
@@ -178,7 +178,7 @@ class Running:
         pid = self.process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         commands = {int(child): Path(f"/proc/{child}/cmdline").read_text() for child in children}
-        names = {"engine_config.worker": "worker", "engine_config.reaper": "reaper", "gateway": "gateway"}
+        names = {"engine_config.worker": "worker", "engine_config.supervision.reaper": "reaper", "gateway": "gateway"}
         return {
             name: child
             for child, command in commands.items()

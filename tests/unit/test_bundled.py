@@ -69,9 +69,7 @@ def test_a_whole_folder_is_verified_and_used_again(tmp_path: Path) -> None:
     ],
     ids=["weights", "configuration", "torn configuration", "missing weights"],
 )
-def test_a_damaged_folder_is_named_and_made_anew(
-    damage: Callable[[Path], object], told: str, tmp_path: Path
-) -> None:
+def test_a_damaged_folder_is_named_and_made_anew(damage: Callable[[Path], object], told: str, tmp_path: Path) -> None:
     """No worker gets to load it; here making it anew ends at the missing package."""
     damage(whole_folder(tmp_path))
     said: list[str] = []

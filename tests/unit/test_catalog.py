@@ -29,7 +29,20 @@ def test_a_name_or_alias_has_a_canonical_name(name: str, canonical: str) -> None
 
 @pytest.mark.parametrize(
     "name",
-    ["", "BIG-7B", "big-7b ", " big", "bi", "*", "big*", "../../etc/passwd", "http://x/", "ｂｉｇ", "big\0", "x" * 10_000],
+    [
+        "",
+        "BIG-7B",
+        "big-7b ",
+        " big",
+        "bi",
+        "*",
+        "big*",
+        "../../etc/passwd",
+        "http://x/",
+        "ｂｉｇ",
+        "big\0",
+        "x" * 10_000,
+    ],
 )
 def test_only_exact_names_exist(name: str) -> None:
     """No pattern, no path, no twin of a letter."""

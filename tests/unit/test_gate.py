@@ -74,7 +74,9 @@ def test_a_gate_prints_its_story() -> None:
         pytest.param({"tokens_per_minute": 15}, call(), "tokens_per_minute", 28, id="tokens"),
         pytest.param({"concurrent_calls": 1}, call(), "concurrent_calls", 1, id="slots"),
         pytest.param({"tokens_per_minute": 15}, call(15), "tokens_per_minute", None, id="never"),
-        pytest.param({"tokens_per_minute": 15}, call(5, choices=3), "tokens_per_minute", None, id="never, with choices"),
+        pytest.param(
+            {"tokens_per_minute": 15}, call(5, choices=3), "tokens_per_minute", None, id="never, with choices"
+        ),
         pytest.param(
             {"requests_per_minute": 1, "concurrent_calls": 1}, call(), "requests_per_minute", 60, id="the longest wait"
         ),
@@ -392,10 +394,14 @@ class GateMachine(RuleBasedStateMachine):
                 book = self.books.get((meter.owner, kind))
                 if bucket and book:
                     assert bucket.level <= bucket.size
-                    assert bucket.size - bucket.level <= max(
-                        (sum(units for at_s, units in book.entries[first:]) for first in range(len(book.entries))),
-                        default=0.0,
-                    ) + 1e-3
+                    assert (
+                        bucket.size - bucket.level
+                        <= max(
+                            (sum(units for at_s, units in book.entries[first:]) for first in range(len(book.entries))),
+                            default=0.0,
+                        )
+                        + 1e-3
+                    )
 
     def teardown(self) -> None:
         if not hasattr(self, "gate"):

@@ -20,9 +20,7 @@ from scripts.machine import Machine
 from scripts.trouble import Trouble
 
 ROOT = Path(__file__).resolve().parents[2]
-LOCKS = {
-    path.stem: path.read_text() for path in (ROOT / "locks").glob("*.txt") if "excludes" not in path.stem
-}
+LOCKS = {path.stem: path.read_text() for path in (ROOT / "locks").glob("*.txt") if "excludes" not in path.stem}
 
 LAPTOP = Machine(
     system="Linux",
@@ -103,9 +101,7 @@ def test_a_lock_is_made_without_machine_or_index_in_it() -> None:
 def test_the_notices_name_everything_that_is_locked() -> None:
     """`make notices` is due whenever a lock changes."""
     page = notices.PAGE.read_text()
-    here = {
-        name: version for name, version in notices.pinned(LOCKS["dev"]).items() if notices.is_installed(name)
-    }
+    here = {name: version for name, version in notices.pinned(LOCKS["dev"]).items() if notices.is_installed(name)}
     on_gpus = set(notices.pinned(LOCKS["gpu"])) - set(notices.pinned(LOCKS["dev"]))
     assert not [name for name, version in here.items() if f"| {name} | {version} | " not in page]
     assert not [name for name in on_gpus if f"{name} {notices.pinned(LOCKS['gpu'])[name]}" not in page]
@@ -251,10 +247,7 @@ def test_an_old_python_can_read_the_check_of_its_age() -> None:
 
 def test_an_old_python_is_told_so() -> None:
     """With the version it has and the remedy; nothing else is imported."""
-    code = (
-        "import runpy, sys; sys.version_info = (3, 8, 1);"
-        " runpy.run_path('scripts/install.py', run_name='__main__')"
-    )
+    code = "import runpy, sys; sys.version_info = (3, 8, 1); runpy.run_path('scripts/install.py', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("install: Python 3.8 is too old")
@@ -324,9 +317,7 @@ def test_an_environment_serves_what_its_lock_includes(tmp_path: Path) -> None:
     ("name", "value", "foreign"),
     [("python", "3.99.0", True), ("root", "/elsewhere", True), ("cpu", "other pins", False)],
 )
-def test_another_python_or_place_makes_a_new_environment(
-    name: str, value: str, foreign: bool, tmp_path: Path
-) -> None:
+def test_another_python_or_place_makes_a_new_environment(name: str, value: str, foreign: bool, tmp_path: Path) -> None:
     """Scripts in an environment name both; other pins are only synced."""
     wanted = pretend_checkout(tmp_path).wanted("cpu")
     assert setting_up.is_foreign(wanted | {name: value}, wanted) is foreign
@@ -453,9 +444,7 @@ def test_ctrl_c_reaches_what_make_run_started_once(tmp_path: Path) -> None:
     pagegate.chmod(0o755)
     command = ["make", "-f", str(ROOT / "Makefile"), "run", "PYTHON=true", "ARGS=--port 9"]
     # `make test` runs this: what it tells its children would make this one its part, and talkative.
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
-    }
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     with subprocess.Popen(
         command,
         cwd=tmp_path,

@@ -160,7 +160,22 @@ def test_what_is_written_reads_back_equal(value: dict[str, Any], ascii_only: boo
 
 pieces = choice(
     *'{}[]",:\\ ',
-    *("null", "true", "NaN", "1e999", "-0", "9" * 30, "1.5", "\\u0000", "\\ud800", "\\udc00", "\\u00e9", "\x00", "é", "\ufeff"),
+    *(
+        "null",
+        "true",
+        "NaN",
+        "1e999",
+        "-0",
+        "9" * 30,
+        "1.5",
+        "\\u0000",
+        "\\ud800",
+        "\\udc00",
+        "\\u00e9",
+        "\x00",
+        "é",
+        "\ufeff",
+    ),
     *('"a"', '"a":1', '{"a":', '"a":{"a":[', "model"),
 )
 

@@ -13,7 +13,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def test_every_contract_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
-    """Stages do not know each other; gateway and engine_config meet in gateway.up alone."""
+    """Stages do not know each other; gateway and engine_config meet in gateway.embedded.up alone."""
     status = lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True, no_logo=True)
     assert status == 0, capsys.readouterr().out
 
@@ -31,9 +31,9 @@ def test_every_folder_of_the_gateway_has_its_layer() -> None:
     [
         ("gateway.server", {"engine_config", "torch", "transformers", "vllm"}),
         ("gateway.cli", {"engine_config", "starlette", "torch", "transformers", "vllm"}),
-        ("gateway.up", {"starlette", "torch", "transformers", "vllm"}),
+        ("gateway.embedded.up", {"starlette", "torch", "transformers", "vllm"}),
         ("engine_config.bundled", {"gateway", "torch", "transformers", "vllm"}),
-        ("engine_config.supervisor", {"gateway", "torch", "transformers", "vllm"}),
+        ("engine_config.supervision.supervisor", {"gateway", "torch", "transformers", "vllm"}),
         ("engine_config.worker", {"gateway", "torch", "transformers", "vllm"}),
         ("scripts.setting_up", {"gateway", "engine_config", "pydantic", "rich"}),
     ],

@@ -327,7 +327,7 @@ def test_whatever_is_sent_is_read_or_is_the_callers_mistake(fields: dict[str, An
     try:
         found = read(**fields)
     except BadCall as error:
-        assert error.param in fields  # noqa: PT017  # Either way is right; each has its own rule.
+        assert error.param in fields  # Either way is right; each has its own rule.
     else:
         sent = MINIMAL | fields
         assert found.body == {name: sent[name] for name in sent if sent[name] is not None and name not in DROPPED}

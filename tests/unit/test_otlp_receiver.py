@@ -22,9 +22,7 @@ pytestmark = pytest.mark.anyio
 def tracer(endpoint: str, compression: Compression = Compression.NoCompression) -> Iterator[Tracer]:
     """A real SDK whose every span is exported as it ends, on the thread that ends it."""
     provider = TracerProvider(resource=Resource({"service.name": "tests"}))
-    provider.add_span_processor(
-        SimpleSpanProcessor(OTLPSpanExporter(endpoint, compression=compression, timeout=5))
-    )
+    provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(endpoint, compression=compression, timeout=5)))
     yield provider.get_tracer("tests")
     provider.shutdown()
 

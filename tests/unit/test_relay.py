@@ -137,7 +137,7 @@ async def test_a_reply_that_broke_off_raises_after_what_was_whole(
     given = []
     with pytest.raises(fault):
         async for chunk in under_way.chunks:
-            given.append(chunk)  # noqa: PERF401  # What came before the fault is what is asked for.
+            given.append(chunk)  # What came before the fault is what is asked for.
     assert given == [TOKEN] * passed
     assert not under_way.delivery.complete
     assert under_way.delivery.events == passed
@@ -183,8 +183,6 @@ async def test_a_whole_reply_without_usage_is_counted_by_its_length() -> None:
 @pytest.mark.parametrize("reason", ["abort", "error"])
 async def test_a_whole_reply_that_the_engine_cut_off_is_no_success(reason: str) -> None:
     """vLLM finishes calls with `abort` when it shuts down: nothing was passed on, so it is an honest status."""
-    body = orjson.dumps(
-        {"choices": [{"finish_reason": reason}], "usage": {"prompt_tokens": 7, "completion_tokens": 2}}
-    )
+    body = orjson.dumps({"choices": [{"finish_reason": reason}], "usage": {"prompt_tokens": 7, "completion_tokens": 2}})
     with pytest.raises(EngineFailed):
         relayed(body, stream=False)

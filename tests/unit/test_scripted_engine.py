@@ -127,15 +127,9 @@ def test_an_error_inside_a_stream_is_the_one_that_a_real_engine_sent() -> None:
 def test_two_choices_are_told_as_a_real_engine_tells_them() -> None:
     """Roles first, one end per choice, one usage for all; a plain answer lists them in order."""
     mine = [payload(event.data) for event in wire.chat_events(said(THREE, n=2))]
-    theirs = [
-        payload(event) for event in wire.recorded("stream_n2").body.split(b"\r\n") if event[:4] == b"data"
-    ]
+    theirs = [payload(event) for event in wire.recorded("stream_n2").body.split(b"\r\n") if event[:4] == b"data"]
     assert sorted(shape(event) for event in mine) == sorted(shape(event) for event in theirs)
-    assert (
-        mine[-2]["usage"]
-        == theirs[-2]["usage"]
-        == {"prompt_tokens": 37, "total_tokens": 43, "completion_tokens": 6}
-    )
+    assert mine[-2]["usage"] == theirs[-2]["usage"] == {"prompt_tokens": 37, "total_tokens": 43, "completion_tokens": 6}
     two = orjson.loads(wire.completion_answer(said(THREE, prompts=[range(3), range(3)])))
     real = orjson.loads(wire.recorded("completion_two_prompts").body)
     assert shape(two) == shape(real)
@@ -170,9 +164,7 @@ def test_metrics_have_the_lines_of_a_real_engine_with_our_numbers() -> None:
     assert any(line.startswith("vllm:cache_config_info") and 'block_size="32"' in line for line in mine)
 
 
-async def test_it_answers_a_chat_and_keeps_what_it_received(
-    engine: ScriptedEngine, client: WireClient
-) -> None:
+async def test_it_answers_a_chat_and_keeps_what_it_received(engine: ScriptedEngine, client: WireClient) -> None:
     """Prompt tokens are words, completion tokens what was said; headers and body are kept as they came."""
     reply = await client.post(CHAT, ONE_ANSWER, headers={"X-Request-Id": "r-1", "authorization": "Bearer k"})
     assert reply.json["choices"][0]["message"]["content"] == "The capital of France is Paris."
@@ -357,9 +349,7 @@ async def test_a_stalled_stream_goes_on_when_it_resumes(engine: ScriptedEngine, 
 
 @pytest.mark.parametrize("how", ["reset", "fin"])
 @pytest.mark.parametrize("chunks", [0, 1, 4])
-async def test_a_stream_dies_after_as_many_chunks_as_told(
-    engine: ScriptedEngine, chunks: int, how: Any
-) -> None:
+async def test_a_stream_dies_after_as_many_chunks_as_told(engine: ScriptedEngine, chunks: int, how: Any) -> None:
     """The chunks arrive, then the connection ends as told, without the end of the framing."""
     engine.dies_after(chunks, how)
     async with WireClient(engine.url) as client, client.stream(CHAT, ONE_STREAM) as stream:
@@ -432,9 +422,7 @@ async def test_a_query_of_death_crashes_it(engine: ScriptedEngine, client: WireC
             pass
 
 
-async def test_a_lost_core_ends_streams_with_an_error_event(
-    engine: ScriptedEngine, client: WireClient
-) -> None:
+async def test_a_lost_core_ends_streams_with_an_error_event(engine: ScriptedEngine, client: WireClient) -> None:
     """As recorded: error event, `[DONE]`, clean end; then 500 and an unhealthy `/health`."""
     engine.stalls_after(2)
     async with client.stream(CHAT, ONE_STREAM) as stream:
@@ -490,13 +478,7 @@ def kind(event: bytes) -> str:
     if not data["choices"]:
         return "usage"
     (choice,) = data["choices"]
-    return (
-        "end"
-        if choice["finish_reason"]
-        else "role"
-        if "role" in choice["delta"]
-        else choice["delta"]["content"]
-    )
+    return "end" if choice["finish_reason"] else "role" if "role" in choice["delta"] else choice["delta"]["content"]
 
 
 async def test_an_error_comes_inside_the_stream(engine: ScriptedEngine, client: WireClient) -> None:
@@ -560,9 +542,7 @@ async def test_other_routes_go_wrong_too(engine: ScriptedEngine, client: WireCli
 @pytest.mark.parametrize("then", ["keep", "fin", "reset"])
 async def test_raw_bytes_go_out_as_they_are(engine: ScriptedEngine, then: Any) -> None:
     """No framing is added or repaired; the connection ends as told."""
-    engine.sends_raw(
-        [b"HTTP/1.1 103 Early Hints\r\n\r\n", b"HTTP/1.1 200 OK\r\nset-cookie: a=b\r\n"], then=then
-    )
+    engine.sends_raw([b"HTTP/1.1 103 Early Hints\r\n\r\n", b"HTTP/1.1 200 OK\r\nset-cookie: a=b\r\n"], then=then)
     async with WireClient(engine.url) as client:
         await client.send("POST", CHAT, json=ONE_ANSWER)
         await engine.saw(1)

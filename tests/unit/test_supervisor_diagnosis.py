@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from engine_config.diagnosis import Diagnosis, diagnose
+from engine_config.supervision.diagnosis import Diagnosis, diagnose
 
 # What every failed start ends in, and what every start warns of: neither is the reason.
 CONSEQUENCE = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"

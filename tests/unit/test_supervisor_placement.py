@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from engine_config.catalog import load
-from engine_config.local_workers import (
+from engine_config.spec import Tracing
+from engine_config.supervision.local_workers import (
     LocalWorker,
     bundled_model_is_there,
     default_profile,
@@ -15,8 +16,7 @@ from engine_config.local_workers import (
     too_small,
     wants_bundled_model,
 )
-from engine_config.placement import Gpu, NotEnoughGpus, Want, assign, chosen, parsed, want
-from engine_config.spec import Tracing
+from engine_config.supervision.placement import Gpu, NotEnoughGpus, Want, assign, chosen, parsed, want
 
 SMI = """\
 0, GPU-aaaa1111-0000, NVIDIA H100 80GB HBM3, 81559, 4

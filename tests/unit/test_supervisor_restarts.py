@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine_config.restarts import Death, GiveUp, Policy, Record, Restart, after_death
+from engine_config.supervision.restarts import Death, GiveUp, Policy, Record, Restart, after_death
 
 POLICY = Policy(first_pause_s=1, longest_pause_s=10, healthy_s=100, window_s=1000, most_deaths=5)
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from gateway.bootstrap import BadKey, bootstrap_key
-from gateway.greeting import greeting
-from gateway.one_machine import rendered
+from gateway.embedded.bootstrap import BadKey, bootstrap_key
+from gateway.embedded.greeting import greeting
+from gateway.embedded.one_machine import rendered
+from gateway.embedded.state_folder import StateFolder, StateInUse, opened
+from gateway.embedded.terminal import Lines, LiveTable, Switchable
 from gateway.settings import parse
-from gateway.state_folder import StateFolder, StateInUse, opened
-from gateway.terminal import Lines, LiveTable, Switchable
 
 DIGEST = "d" * 64
 WORKERS = [("tiny-0", ("tiny", "small"), "http://127.0.0.1:9101"), ("tiny-1", ("tiny",), "http://127.0.0.1:9102")]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from engine_config.reaper import held_at_the_end
-from engine_config.words import Words
+from engine_config.supervision.reaper import held_at_the_end
+from engine_config.supervision.words import Words
 
 
 def heard(tmp_path: Path, *pieces: bytes) -> list[str]:

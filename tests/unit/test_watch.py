@@ -47,9 +47,8 @@ class Watched:
     done: bool
 
 
-def watch(parts: list[bytes], *, wants_usage: bool = False, choices: int = 1, limit: int = LIMIT) -> Watched:
-    """Watches a stream as the relay does, to its end or its fault."""
-    call = Call(
+def asked(wants_usage: bool, choices: int) -> Call:
+    return Call(
         id="r",
         path="/v1/chat/completions",
         model="m",
@@ -62,8 +61,12 @@ def watch(parts: list[bytes], *, wants_usage: bool = False, choices: int = 1, li
         prompt_bytes=10,
         received_at_s=0.0,
     )
+
+
+def watch(parts: list[bytes], *, wants_usage: bool = False, choices: int = 1, limit: int = LIMIT) -> Watched:
+    """Watches a stream as the relay does, to its end or its fault."""
     delivery = Delivery()
-    watching, passed = StreamWatch(call, delivery, limit), b""
+    watching, passed = StreamWatch(asked(wants_usage, choices), delivery, limit), b""
     for part in parts:
         passed += watching.pass_on(part)
         if watching.fault or watching.done:
@@ -157,6 +160,14 @@ def test_what_the_engine_measured(events: list[Any], measured: Usage | None) -> 
         pytest.param(A + STOP + b"data: [DONE] \n\n", 1, A + STOP + b"data: [DONE] \n\n", None, id="as SDKs see it"),
         pytest.param(A + STOP + DONE + A, 1, A + STOP + DONE, None, id="nothing passes after the end"),
         pytest.param(A + STOP + DONE + b"data: {", 1, A + STOP + DONE, None, id="nor breaks off after the end"),
+        pytest.param(
+            A + STOP + b"data: [DONE]\r\r",
+            1,
+            A + STOP + b"data: [DONE]\r\r",
+            None,
+            id="one that ends in CR, at the end",
+        ),
+        pytest.param(A + STOP + b'data: {"error":1}\r\r', 1, A + STOP, EngineBroke, id="an error that ends in CR"),
         pytest.param(A, 1, A, ReplyIncomplete, id="no finish, no end mark"),
         pytest.param(A + DONE, 1, A, ReplyIncomplete, id="an end mark alone is not success"),
         pytest.param(A + b"data: [DONE] \n\n", 1, A, ReplyIncomplete, id="in whatever form an SDK would take it"),
@@ -242,9 +253,12 @@ def test_an_error_inside_a_200_is_a_fault(error: bytes) -> None:
         pytest.param(["usage", "error"], id="not an object"),
         pytest.param("error", id="a text alone"),
         pytest.param({"choices": 7, "usage": None}, id="choices that are none"),
-        pytest.param({"choices": [7, None, {"finish_reason": 3, "index": "x"}], "usage": None}, id="choices of nothing"),
         pytest.param(
-            {"choices": [{"index": "0", "finish_reason": "stop"}, {"index": -1, "finish_reason": "stop"}]}, id="no index"
+            {"choices": [7, None, {"finish_reason": 3, "index": "x"}], "usage": None}, id="choices of nothing"
+        ),
+        pytest.param(
+            {"choices": [{"index": "0", "finish_reason": "stop"}, {"index": -1, "finish_reason": "stop"}]},
+            id="no index",
         ),
     ],
 )
@@ -297,6 +311,14 @@ def test_what_follows_the_end_is_no_event_without_end() -> None:
     watched = watch([A + STOP + DONE + b"x" * 2 * LIMIT])
     assert watched.passed == A + STOP + DONE
     assert watched.fault is None
+
+
+def test_after_the_end_there_is_nothing_to_add() -> None:
+    """An end mark that came is not given twice."""
+    delivery = Delivery()
+    watching = StreamWatch(asked(wants_usage=False, choices=1), delivery, LIMIT)
+    assert watching.pass_on(A + STOP + DONE) == A + STOP + DONE
+    assert watching.end() == b""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Ends the process groups of a supervisor that vanished (`python -m engine_config.reaper`).
+"""Ends the process groups of a supervisor that vanished (`python -m engine_config.supervision.reaper`).
 
 The supervisor tells on standard input which groups it holds (`+42`) and no longer holds (`-42`). When the
 input ends, however the supervisor ended, what it still held is ended: politely first, so that engines give
@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterable
 
-from engine_config import groups
+from engine_config.supervision import groups
 
 PATIENCE_S = 10.0
 

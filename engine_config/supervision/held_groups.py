@@ -1,6 +1,6 @@
 """Holds process groups to this process: when it vanishes, even by SIGKILL, they are ended.
 
-Owns the reaper (`engine_config.reaper`) and the pipe that it reads; the pipe's end is what tells it. A reaper
+Owns the reaper (`engine_config.supervision.reaper`) and the pipe that it reads; the pipe's end is what tells it. A reaper
 that dies is replaced. Ending the groups of a supervisor that lives is the supervisor's own business.
 """
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-REAPER = (sys.executable, "-m", "engine_config.reaper")
+REAPER = (sys.executable, "-m", "engine_config.supervision.reaper")
 PAUSE_S = 1.0
 
 

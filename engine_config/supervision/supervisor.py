@@ -15,12 +15,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from engine_config.children import ChildSpec, Life, answers, living
-from engine_config.diagnosis import Diagnosis, diagnose
-from engine_config.held_groups import HeldGroups
-from engine_config.progress import Progress, read
-from engine_config.restarts import DEFAULT, Death, GiveUp, Policy, Record, Restart, after_death
-from engine_config.words import Words
+from engine_config.supervision.children import ChildSpec, Life, answers, living
+from engine_config.supervision.diagnosis import Diagnosis, diagnose
+from engine_config.supervision.held_groups import HeldGroups
+from engine_config.supervision.progress import Progress, read
+from engine_config.supervision.restarts import DEFAULT, Death, GiveUp, Policy, Record, Restart, after_death
+from engine_config.supervision.words import Words
 
 
 class State(Enum):

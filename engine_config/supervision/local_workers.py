@@ -12,10 +12,10 @@ from pathlib import Path
 
 from engine_config import bundled
 from engine_config.catalog import DEFAULT_CPU, DEFAULT_GPU
-from engine_config.children import ChildSpec
-from engine_config.placement import Gpu, assign, want
-from engine_config.preflight import CPU_ENGINE
 from engine_config.spec import EngineSpec, Source
+from engine_config.supervision.children import ChildSpec
+from engine_config.supervision.placement import Gpu, assign, want
+from engine_config.supervision.preflight import CPU_ENGINE
 
 LOOPBACK = "127.0.0.1"
 # Beyond the grace that calls get: vLLM takes some seconds to close its processes afterwards.

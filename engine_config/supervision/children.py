@@ -12,9 +12,9 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import cast
 
-from engine_config import groups
-from engine_config.held_groups import HeldGroups
-from engine_config.words import Words
+from engine_config.supervision import groups
+from engine_config.supervision.held_groups import HeldGroups
+from engine_config.supervision.words import Words
 
 LAST_WORDS_S = 2.0
 POLL_S = 0.05

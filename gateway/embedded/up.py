@@ -16,22 +16,23 @@ from typing import Any
 
 import yaml
 
-from engine_config import catalog, local_workers, placement, ports, preflight
-from engine_config.children import ChildSpec, answers, ended
-from engine_config.local_workers import LocalWorker
+from engine_config import catalog
 from engine_config.problems import BadSpec
-from engine_config.progress import Stage
-from engine_config.supervisor import ChildFailed, News, State, Supervisor
-from engine_config.words import Words
+from engine_config.supervision import local_workers, placement, ports, preflight
+from engine_config.supervision.children import ChildSpec, answers, ended
+from engine_config.supervision.local_workers import LocalWorker
+from engine_config.supervision.progress import Stage
+from engine_config.supervision.supervisor import ChildFailed, News, State, Supervisor
+from engine_config.supervision.words import Words
 from gateway import settings as configuration
-from gateway.bootstrap import SHORT_KEY, BadKey, bootstrap_key
-from gateway.greeting import greeting
+from gateway.embedded.bootstrap import SHORT_KEY, BadKey, bootstrap_key
+from gateway.embedded.greeting import greeting
+from gateway.embedded.leaving import Leaving
+from gateway.embedded.one_machine import rendered
+from gateway.embedded.state_folder import StateFolder, StateInUse, opened
+from gateway.embedded.terminal import Switchable
 from gateway.identity.keys import digest, ensure_secret
-from gateway.leaving import Leaving
-from gateway.one_machine import rendered
 from gateway.settings import Embedded, Settings, SettingsError
-from gateway.state_folder import StateFolder, StateInUse, opened
-from gateway.terminal import Switchable
 
 GATEWAY = "gateway"
 GATEWAY_STARTUP_S = 60.0

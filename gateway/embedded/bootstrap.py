@@ -5,8 +5,8 @@ What it may do is written by `one_machine`; it is known to the gateway by its di
 
 from pydantic import SecretStr
 
+from gateway.embedded.state_folder import StateFolder
 from gateway.identity.keys import LONGEST_KEY, new_key
-from gateway.state_folder import StateFolder
 
 SHORT_KEY = 16
 

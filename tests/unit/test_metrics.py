@@ -1,0 +1,159 @@
+"""gateway/telemetry/metrics.py: the right numbers under few names."""
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.call import Call, Delivery, Usage
+from gateway.errors import CallerLeft, EngineLost, UnknownModel
+from gateway.fleet.replica import Health, Load, Replica, Snapshot
+from gateway.http1 import Address
+from gateway.telemetry.metrics import GAP_S, Metrics
+from gateway.telemetry.record import CallRecord
+from tests.unit.splitting import thorough
+
+Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+@dataclass
+class Lease:
+    delivery: Delivery = field(default_factory=Delivery)
+    charged: Usage | None = None
+
+
+def call(*, stream: bool = True) -> Call:
+    return Call(
+        id="r",
+        path="/v1/chat/completions",
+        model="tiny",
+        body={},
+        payload=b"",
+        stream=stream,
+        wants_usage=False,
+        choices=1,
+        max_tokens=None,
+        prompt_bytes=10,
+        received_at_s=0.0,
+    )
+
+
+def metrics(*replicas: Replica, running: int = 0) -> Metrics:
+    return Metrics(lambda: Snapshot({"tiny": replicas}), lambda: running)
+
+
+def series(subject: Metrics) -> Series:
+    """Every series as a scrape sees it, without the creation times of the client library."""
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(subject.exposition().decode())
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    }
+
+
+def value(subject: Metrics, name: str, **labels: str) -> float:
+    return series(subject)[name, tuple(sorted(labels.items()))]
+
+
+@thorough
+@given(st.lists(st.one_of(st.sampled_from(GAP_S), st.floats(0, 100)), max_size=50))
+def test_gaps_equal_a_real_histogram(gaps: list[float]) -> None:
+    """Cheaper for each chunk, and the same to whoever reads it: buckets, count and sum."""
+    ours, registry = metrics(), CollectorRegistry()
+    real = Histogram("pagegate_inter_token_latency_seconds", "x", ["model"], buckets=GAP_S, registry=registry).labels(
+        "tiny"
+    )
+    observe = ours.gaps("tiny").observe
+    for gap_s in gaps:
+        observe(gap_s)
+        real.observe(gap_s)
+    found = {name: number for name, number in series(ours).items() if "inter_token" in name[0]}
+    expected = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    }
+    assert found == pytest.approx(expected)
+    assert len(found) == len(GAP_S) + 3
+
+
+def test_a_call_that_ended_well_is_counted_everywhere() -> None:
+    """Rate, latency, first token, the gateway's own share, tokens."""
+    subject = metrics()
+    lease = Lease(Delivery(first_at_s=10.3, complete=True), Usage(7, 2, 3))
+    subject.ended(CallRecord("r", 10.0, call=call(), lease=lease, upstream_s=0.25), 1.5)
+    assert value(subject, "pagegate_calls_total", model="tiny", outcome="ok") == 1
+    assert value(subject, "pagegate_call_duration_seconds_sum", model="tiny", outcome="ok") == 1.5
+    assert value(subject, "pagegate_time_to_first_token_seconds_sum", model="tiny") == pytest.approx(0.3)
+    assert value(subject, "pagegate_overhead_seconds_sum", model="tiny") == pytest.approx(0.05)
+    tokens = [value(subject, "pagegate_tokens_total", model="tiny", kind=kind) for kind in ("prompt", "completion")]
+    assert [*tokens, value(subject, "pagegate_tokens_total", model="tiny", kind="cached")] == [7, 2, 3]
+    assert not [name for name, _ in series(subject) if name == "pagegate_errors_total"]
+
+
+def test_a_plain_reply_has_no_first_token() -> None:
+    """It has an overhead all the same."""
+    subject = metrics()
+    lease = Lease(Delivery(first_at_s=10.3, complete=True), Usage(7, 2))
+    subject.ended(CallRecord("r", 10.0, call=call(stream=False), lease=lease, upstream_s=0.5), 1.5)
+    assert value(subject, "pagegate_overhead_seconds_sum", model="tiny") == 0  # Clocks are read one after the other.
+    assert not [name for name, _ in series(subject) if name.startswith("pagegate_time_to_first_token")]
+
+
+def test_a_call_that_did_not_is_counted_by_its_error() -> None:
+    """One outcome, one error."""
+    subject = metrics()
+    subject.ended(CallRecord("r", 0.0, call=call(), error=EngineLost()), 1.0)
+    subject.ended(CallRecord("r", 0.0, call=call(), error=CallerLeft()), 1.0)
+    assert value(subject, "pagegate_calls_total", model="tiny", outcome="severed") == 1
+    assert value(subject, "pagegate_errors_total", model="tiny", error="EngineLost") == 1
+    assert value(subject, "pagegate_calls_total", model="tiny", outcome="cancelled") == 1
+
+
+def test_replicas_are_read_off_when_somebody_looks() -> None:
+    """As they are at that moment."""
+    a = Replica("a", "tiny", Address("h", 1), health=Health.UP, load=Load(kv_usage=0.25), in_flight=3)
+    b = Replica("b", "tiny", Address("h", 2), health=Health.DOWN)
+    subject = metrics(a, b, running=4)
+    assert value(subject, "pagegate_running_calls") == 4
+    assert value(subject, "pagegate_replica_up", model="tiny", replica="a") == 1
+    assert value(subject, "pagegate_replica_up", model="tiny", replica="b") == 0
+    assert value(subject, "pagegate_replica_in_flight", model="tiny", replica="a") == 3
+    assert value(subject, "pagegate_replica_kv_usage", model="tiny", replica="a") == 0.25
+    b.health = Health.UP
+    assert value(subject, "pagegate_replica_up", model="tiny", replica="b") == 1
+
+
+def test_callers_cannot_make_series() -> None:
+    """A thousand models that do not exist are one series, and so are their errors."""
+    subject = metrics()
+    for number in range(1000):
+        subject.ended(CallRecord(f"r{number}", 0.0, error=UnknownModel(f"model-{number}")), 0.1)
+    before = len(series(subject))
+    assert value(subject, "pagegate_calls_total", model="none", outcome="bad_call") == 1000
+    for number in range(1000):
+        subject.ended(CallRecord(f"r{number}", 0.0, error=UnknownModel(f"other-{number}")), 0.1)
+    assert len(series(subject)) == before
+
+
+def test_two_gateways_count_apart() -> None:
+    """Nothing is registered globally."""
+    one, two = metrics(), metrics()
+    one.ended(CallRecord("r", 0.0, call=call()), 1.0)
+    one.attempt("tiny", "a", "answered")
+    assert value(one, "pagegate_attempts_total", model="tiny", replica="a", result="answered") == 1
+    assert not [name for name, _ in series(two) if name.startswith(("pagegate_calls", "pagegate_attempts"))]
+
+
+def test_every_metric_is_explained() -> None:
+    """What a scrape shows, its reader understands."""
+    subject = metrics()
+    subject.ended(CallRecord("r", 0.0, call=call()), 1.0)
+    for family in text_string_to_metric_families(subject.exposition().decode()):
+        assert family.documentation.endswith("."), family.name
+        assert family.name.startswith("pagegate_")
