@@ -15,9 +15,7 @@ SECTIONS = ("global", "install", ":env:")
 
 def of(python: str) -> dict[str, str]:
     """The options that pip under `python` would install with, by name; empty when pip cannot tell."""
-    listed = subprocess.run(
-        [python, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
-    )
+    listed = subprocess.run([python, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
     return merged(listed.stdout.splitlines())
 
 

@@ -84,9 +84,7 @@ def _digest(path: Path) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Install what the words name; returns the exit status."""
     parser = argparse.ArgumentParser(prog="install", description=__doc__)
-    parser.add_argument(
-        "lock", nargs="?", choices=[*FULFILS, "auto"], default="auto", help="auto: cpu or gpu"
-    )
+    parser.add_argument("lock", nargs="?", choices=[*FULFILS, "auto"], default="auto", help="auto: cpu or gpu")
     lock = parser.parse_args(arguments).lock
     try:
         install(Checkout(ROOT), lock)
@@ -193,9 +191,7 @@ def leaves_torch_unhashed(lock: str) -> bool:
 
 def lacks_torch(problem: Trouble) -> bool:
     """Whether uv failed because nothing offers the build of torch that is pinned."""
-    return any(
-        "torch" in line and ("no version of" in line or "has no wheels" in line) for line in problem.details
-    )
+    return any("torch" in line and ("no version of" in line or "has no wheels" in line) for line in problem.details)
 
 
 def install_project(checkout: Checkout, environment: Mapping[str, str], steps: Steps) -> None:

@@ -407,9 +407,7 @@ class ScriptedEngine:
             self.served += call.outcome == "complete"
             self.aborted += call.outcome == "aborted"
             self.died += call.outcome == "died"
-            self.finished[
-                {"aborted": "abort", "complete": call.finish or "error"}.get(call.outcome, "error")
-            ] += 1
+            self.finished[{"aborted": "abort", "complete": call.finish or "error"}.get(call.outcome, "error")] += 1
         self._facts.changed()
         if call.outcome == "complete":
             play.connection.next_message()
@@ -493,9 +491,7 @@ class ScriptedEngine:
             case (_, "/v1/models"):
                 return wire.plain_reply(200, wire.models(self.model, self.max_model_len), headers)
             case (_, "/tokenize"):
-                return wire.plain_reply(
-                    200, wire.tokenized(prompts_of(call.body)[0], self.max_model_len), headers
-                )
+                return wire.plain_reply(200, wire.tokenized(prompts_of(call.body)[0], self.max_model_len), headers)
             case _:
                 return wire.plain_reply(200, {"version": wire.VERSION}, headers)
 
@@ -516,9 +512,7 @@ ScriptedEngines = Mapping[str, ScriptedEngine]
 
 
 @asynccontextmanager
-async def scripted(
-    *names: str, model: str = "tiny", max_model_len: int = 2048
-) -> AsyncIterator[ScriptedEngines]:
+async def scripted(*names: str, model: str = "tiny", max_model_len: int = 2048) -> AsyncIterator[ScriptedEngines]:
     """Several engines by name, each on its own port."""
     async with AsyncExitStack() as up:
         yield {

@@ -52,9 +52,7 @@ class ReceivedCall:
 
     async def sent(self, chunks: int, within_s: float = PATIENCE_S) -> None:
         """Wait until that many chunks of the answer's body went out."""
-        await self._facts.until(
-            lambda: self.chunks_sent >= chunks, within_s, lambda: f"{self} sent {chunks} chunks"
-        )
+        await self._facts.until(lambda: self.chunks_sent >= chunks, within_s, lambda: f"{self} sent {chunks} chunks")
 
     def __repr__(self) -> str:
         numbers = f"{self.chunks_sent} chunks, {self.tokens} tokens"

@@ -49,9 +49,7 @@ def recorded(name: str) -> Recorded:
 # Replies: uvicorn's heads around a body or a stream.
 
 
-def plain_reply(
-    status: int, body: Body = b"", headers: Headers = (), content_type: str = "application/json"
-) -> bytes:
+def plain_reply(status: int, body: Body = b"", headers: Headers = (), content_type: str = "application/json") -> bytes:
     """A whole reply with a content length; a mapping becomes JSON, and an empty body has no content type."""
     data = _json(body) if isinstance(body, Mapping) else body.encode() if isinstance(body, str) else body
     own = [("content-length", str(len(data))), *([("content-type", content_type)] if data else [])]
@@ -103,8 +101,7 @@ def error_event(body: Mapping[str, Any]) -> bytes:
 CORE_DEAD = error(500, "EngineCore encountered an issue. See stack trace (above) for the root cause.")
 OVERFLOW = error(
     503,
-    "The engine is currently busy and cannot accept new requests. "
-    "Please try again later or on a different instance.",
+    "The engine is currently busy and cannot accept new requests. Please try again later or on a different instance.",
     kind="Service Unavailable",
 )
 
@@ -249,15 +246,11 @@ def chat_events(said: Utterance) -> Iterator[Event]:
             b'%b{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]%b'
             b',"prompt_token_ids":%b,"prompt_text":null}\n\n' % (opening, i, usage, prompt_ids),
         )
-    layout = (
-        b'%b{"index":%d,"delta":{"content":%b},"logprobs":null,"finish_reason":%b,%b"token_ids":%b}]%b}\n\n'
-    )
+    layout = b'%b{"index":%d,"delta":{"content":%b},"logprobs":null,"finish_reason":%b,%b"token_ids":%b}]%b}\n\n'
     for i, text, ids, finish, end in _steps(said):
         stop_reason = b'"stop_reason":null,' if finish else b""
         reason = finish or b"null"
-        yield Event(
-            "token" if ids else "finish", layout % (opening, i, text, reason, stop_reason, said.ids(ids), end)
-        )
+        yield Event("token" if ids else "finish", layout % (opening, i, text, reason, stop_reason, said.ids(ids), end))
     yield from _closing(said, opening)
 
 

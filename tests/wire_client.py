@@ -217,9 +217,7 @@ class WireClient:
         await self.send("GET", path, headers=headers)
         return await self.reply()
 
-    async def post(
-        self, path: str, json: Any = None, *, body: bytes = b"", headers: Headers = ()
-    ) -> WireReply:
+    async def post(self, path: str, json: Any = None, *, body: bytes = b"", headers: Headers = ()) -> WireReply:
         await self.send("POST", path, json=json, body=body, headers=headers)
         return await self.reply()
 
@@ -234,9 +232,7 @@ class WireClient:
         if not stream.finished:
             self.leave()
 
-    async def send(
-        self, method: str, path: str, *, json: Any = None, body: bytes = b"", headers: Headers = ()
-    ) -> None:
+    async def send(self, method: str, path: str, *, json: Any = None, body: bytes = b"", headers: Headers = ()) -> None:
         """Send a whole call and read nothing."""
         host = "{}:{}".format(*self._address)
         await self.send_raw(message(method, path, json=json, body=body, headers=headers, host=host))

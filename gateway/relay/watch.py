@@ -34,8 +34,9 @@ class StreamWatch:
 
     def pass_on(self, data: bytes) -> bytes:
         """What of `data`, and of what was held back before it, goes to the caller now: whole events only."""
-        passed = self._look(self._cutter.feed(data))
-        if self._cutter.held_bytes > self._max_event_bytes and not self.done:
+        whole = self._cutter.feed(data)
+        passed = self._look(whole)
+        if whole is not data and self._cutter.held_bytes > self._max_event_bytes and not self.done:
             self.fault = self.fault or EngineBroke("The engine sent an event beyond the size limit.")
         return passed
 

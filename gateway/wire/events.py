@@ -37,15 +37,13 @@ class Cutter:
 
     def feed(self, data: bytes) -> bytes:
         """The events that are whole now, and empty lines between them; nothing while there are none."""
-        if data.endswith(b"\n\n"):
-            end: int | None = len(data)
-        else:
-            end = self._end(data)
+        ends_whole = data.endswith(b"\n\n")
+        if ends_whole and not self._held:
+            return data
+        end = len(data) if ends_whole else self._end(data)
         if end is None:
             self._held += data
             return b""
-        if not self._held and end == len(data):
-            return data
         whole = bytes(self._held) + data[:end]
         self._held = bytearray(data[end:])
         return whole

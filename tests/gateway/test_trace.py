@@ -154,7 +154,7 @@ async def test_callers_need_not_be_trusted_with_traces(engines: ScriptedEngines,
         "",
         "x",
         f"00-{'0' * 32}-{CALLERS_SPAN}-01",
-        f"01-{CALLERS_TRACE}-{CALLERS_SPAN}-01-x",
+        f"ff-{CALLERS_TRACE}-{CALLERS_SPAN}-01",
         f"00-{CALLERS_TRACE}-1-01",
     ],
 )

@@ -40,9 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     (damaged / "config.json").write_text("{")
     (damaged / "model.safetensors").write_bytes(b"")
     (damaged / model_files.SUMS_FILE).write_text(model_files.sums(damaged))
-    made = subprocess.run(
-        [sys.executable, "-c", MAKE, str(cache)], stdout=subprocess.PIPE, text=True, check=True
-    )
+    made = subprocess.run([sys.executable, "-c", MAKE, str(cache)], stdout=subprocess.PIPE, text=True, check=True)
     return Made(cache, made.stdout.splitlines())
 
 

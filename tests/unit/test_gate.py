@@ -90,7 +90,7 @@ def test_a_gate_prints_its_story() -> None:
     ],
 )
 def test_a_refusal_says_which_limit_and_when_to_come_back(
-    limits: dict[str, int], asked: Call, limit: str, retry_after_s: float | None
+    limits: dict[str, Any], asked: Call, limit: str, retry_after_s: float | None
 ) -> None:
     """Of several limits the one that takes longest, or the caller comes back too early."""
     subject, who = gate(), principal(**limits)
@@ -230,7 +230,8 @@ async def test_a_refused_block_is_never_entered() -> None:
 
 def test_headers_tell_of_the_tightest_limit_of_each_kind() -> None:
     """Requests and tokens each from the key or the tenant, whichever has less left."""
-    subject, clock = gate(clock := Clock()), clock
+    clock = Clock()
+    subject = gate(clock)
     tenant = Limits(requests_per_minute=3, tokens_per_minute=6000)
     who = principal("key", tenant, requests_per_minute=60, tokens_per_minute=600)
     lease = subject.reserve(who, call(299))
@@ -388,7 +389,7 @@ class GateMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_lost(self) -> None:
-        """What a bucket lacks is what was taken and neither came back nor was refilled; with time, nothing is lacking."""
+        """What a bucket lacks was taken, and neither came back nor was refilled."""
         for meter in self.meters():
             for kind, bucket in (("requests", meter.requests), ("tokens", meter.tokens)):
                 book = self.books.get((meter.owner, kind))

@@ -430,6 +430,15 @@ async def whole(connection: Connection, timeout_s: float = LONG_S) -> bytes:
     return body
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Lets the loop run until the condition holds."""
+    async with asyncio.timeout(LONG_S):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0)
+
+
 def connections(connect_timeout_s: float = LONG_S, idle_s: float = LONG_S) -> Connections:
     return Connections(connect_timeout_s, idle_s)
 
@@ -500,9 +509,7 @@ async def test_an_engine_that_closes_idle_connections_costs_no_call() -> None:
             connection.send(CALL)
             assert await whole(connection) == b"hello"
             pool.release(connection, served.address)
-            async with asyncio.timeout(LONG_S):
-                while repr(pool) != "<Connections 0 open, 0 idle>":
-                    await asyncio.sleep(0)
+            await until(lambda: repr(pool) == "<Connections 0 open, 0 idle>")
             assert served.connections == number
 
 
@@ -516,9 +523,7 @@ async def test_idle_connections_are_closed_after_their_time() -> None:
             await whole(connection)
             pool.release(connection, served.address)
         assert repr(pool) == "<Connections 3 open, 2 idle>"
-        async with asyncio.timeout(LONG_S):
-            while not (kept[0].closed and kept[1].closed):
-                await asyncio.sleep(0)
+        await until(lambda: kept[0].closed and kept[1].closed)
         assert not kept[2].closed
         assert await pool.acquire(served.address) not in kept
 
@@ -730,19 +735,16 @@ async def test_a_caller_that_is_cancelled_while_it_waits_leaves_nothing() -> Non
 @pytest.mark.anyio
 async def test_whoever_waits_is_told_when_all_connections_close() -> None:
     """A shutdown is no clean end of anything."""
-    async with engine(answering(OK + b"\r\nhe", times=1)) as served:
-        held = asyncio.Event()
 
-        async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await answering(OK + b"\r\nhe", times=1)(reader, writer)
-            held.set()
-            await reader.read()
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await answering(OK + b"\r\nhe", times=1)(reader, writer)
+        await reader.read()
 
-        async with engine(hold) as served, connections() as pool:
+    async with engine(hold) as served:
+        async with connections() as pool:
             connection = await pool.acquire(served.address)
             connection.send(CALL)
             assert await connection.read(LONG_S) == b"he"
-            await held.wait()
             waiting = asyncio.create_task(connection.read(LONG_S))
             await asyncio.sleep(0)
         with pytest.raises(Broken):
@@ -800,17 +802,13 @@ async def test_an_answer_left_behind_is_drained_for_a_moment() -> None:
         pool.release_at_end(connection, served.address, within_s=LONG_S)
         assert repr(pool) == "<Connections 1 open, 0 idle>"
         go.set()
-        async with asyncio.timeout(LONG_S):
-            while repr(pool) != "<Connections 1 open, 1 idle>":
-                await asyncio.sleep(0)
+        await until(lambda: repr(pool) == "<Connections 1 open, 1 idle>")
         go.clear()
         assert await pool.acquire(served.address) is connection
         connection.send(CALL)
         assert await connection.read(LONG_S) == b"hello"
         pool.release_at_end(connection, served.address, within_s=0.01)
-        async with asyncio.timeout(LONG_S):
-            while not connection.closed:
-                await asyncio.sleep(0)
+        await until(lambda: connection.closed)
         go.set()
 
 

@@ -1,4 +1,4 @@
-"""gateway/admission/limits.py: never above a limit, never a unit lost, whatever the order and whatever the clock does."""
+"""gateway/admission/limits.py: never above a limit, never a unit lost, in any order and by any clock."""
 
 from fractions import Fraction
 
@@ -83,7 +83,7 @@ steps = st.lists(
 def test_in_no_window_more_is_taken_than_the_bucket_and_its_refill(
     size: int, walk: list[tuple[float, str, float]]
 ) -> None:
-    """At every admission, for every time before it: taken since then <= size + t * size / 60, debts and refunds counted."""
+    """At every admission and for every t before it: taken in t <= size + t * size / 60, debts and refunds counted."""
     bucket, now_s, passed_s = Bucket.full(size, NOW_S), NOW_S, 0.0
     exact = Fraction(size)
     taken: list[tuple[float, float]] = []

@@ -182,7 +182,7 @@ def test_what_the_gateway_decides_itself_goes_no_further(name: str) -> None:
     ],
 )
 def test_what_is_not_in_the_table_is_refused(name: str) -> None:
-    """An allow-list: an engine takes fields that contact other hosts, read other tenants' cache or cost without limit."""
+    """An allow-list: engines take fields that contact other hosts, read other tenants' caches or cost without limit."""
     with pytest.raises(UnsupportedParameter) as caught:
         read(**{name: CANARY})
     assert caught.value.param == name[:64]

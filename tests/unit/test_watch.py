@@ -1,4 +1,4 @@
-"""gateway/relay/watch.py: what passes is what came, minus the usage nobody asked for; a failure never passes as success."""
+"""gateway/relay/watch.py: what passes is what came, less the usage nobody asked for; no failure passes as success."""
 
 from dataclasses import dataclass
 from typing import Any
