@@ -24,11 +24,12 @@ Written by `make docs` from `gateway/settings.py`; `pagegate config schema` prin
 
 One YAML file (`pagegate serve --config FILE`), in which every key may be left out. Unknown keys are refused, and all
 problems of a file are named at once: `pagegate config check FILE`. Any setting can also come from the environment, as
-`PAGEGATE_SECTION__FIELD`, read as YAML and laid over the file: `PAGEGATE_UPSTREAM__ATTEMPTS=2`. `PAGEGATE_PORT` is short
-for `PAGEGATE_SERVER__PORT`. `pagegate config show` prints what is in force, without secrets.
+`PAGEGATE_SECTION__FIELD`, read as YAML and laid over the file: `PAGEGATE_UPSTREAM__ATTEMPTS=2`. `PAGEGATE_PORT` is
+short for `PAGEGATE_SERVER__PORT`. `pagegate config show` prints what is in force, without secrets.
 
 `pagegate up` reads a few more variables: `PAGEGATE_BOOTSTRAP_KEY` (the key it accepts, else one is made and kept),
-`PAGEGATE_STATE` (the folder for keys, models and logs, else `.pagegate`) and `PAGEGATE_CONFIG` (a settings file as base).
+`PAGEGATE_STATE` (the folder for keys, models and logs, else `.pagegate`) and `PAGEGATE_CONFIG` (a settings file as
+base).
 """
 
 ENGINES = """# Engine profiles
@@ -63,7 +64,8 @@ def tables(model: type[BaseModel], path: str) -> Iterator[str]:
         yield f"\n## `{path or 'top level'}`\n\n{' '.join((model.__doc__ or '').split())}\n\n"
         yield "| key | type | default | meaning |\n|---|---|---|---|\n"
         for name, field in own:
-            yield f"| `{name}` | {type_name(field.annotation)} | {default_of(field)} | {cell(field.description or '')} |\n"
+            meaning = cell(field.description or "")
+            yield f"| `{name}` | {type_name(field.annotation)} | {default_of(field)} | {meaning} |\n"
     for where, inner, many, _ in sections:
         yield from tables(inner, f"{where}[]" if many else where)
 

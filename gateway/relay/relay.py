@@ -4,16 +4,26 @@ What is learnt on the way goes into the lease's delivery. A stream that breaks o
 """
 
 from collections.abc import AsyncGenerator, Callable
+from typing import Protocol
 
 import orjson
 
 from gateway.call import Call, Delivery, Streamed, Whole
 from gateway.errors import EngineFailed
 from gateway.relay.watch import CUT_OFF, StreamWatch, usage_of
-from gateway.upstream.engines import Answer
 
 Clock = Callable[[], float]
 Gap = Callable[[float], None]
+
+
+class Answer(Protocol):
+    """An engine's answer that has begun: `first` is there, `read` gives the rest, b"" at its end. Raises Severed."""
+
+    first: bytes
+
+    async def read(self) -> bytes: ...
+    async def finish(self) -> None: ...
+
 
 # What a token of a whole reply is taken for where the engine does not count them.
 BYTES_PER_TOKEN = 4
