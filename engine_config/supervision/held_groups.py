@@ -1,7 +1,7 @@
 """Holds process groups to this process: when it vanishes, even by SIGKILL, they are ended.
 
-Owns the reaper (`engine_config.supervision.reaper`) and the pipe that it reads; the pipe's end is what tells it. A reaper
-that dies is replaced. Ending the groups of a supervisor that lives is the supervisor's own business.
+Owns the reaper (`engine_config.supervision.reaper`) and the pipe that it reads; the pipe's end is what tells it. A
+reaper that dies is replaced. Ending the groups of a supervisor that lives is the supervisor's own business.
 """
 
 import asyncio

@@ -325,7 +325,8 @@ class CallerConnection(HttpToolsProtocol):
     def _close(self) -> None:
         if self._is_closing() or self._raw is None:
             return
-        if self.cycle is not None and self.cycle.more_body:
+        cycle: RequestResponseCycle | None = self.cycle  # None until a head is complete, whatever its type says.
+        if cycle is not None and cycle.more_body:
             self._linger()
         else:
             self._raw.close()

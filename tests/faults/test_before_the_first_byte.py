@@ -49,6 +49,7 @@ ANYHOW: dict[str, Misbehave] = {
     "sends garbage": raw(b"\x00\x01\x02\x03 Traceback"),
     "speaks HTTP/0.9": raw(b"<html>hello</html>"),
     "has a status without end": raw(b"HTTP/1.1 99999 OK\r\n\r\n"),
+    "ends its lines like nobody else": raw(b"HTTP/1.1 200 OK\ncontent-length: 2\n\n{}"),
     "sends a header of a MiB": raw(HEAD + b"x: " + b"y" * 2**20 + b"\r\n\r\n"),
     "sends ten thousand headers": raw(HEAD + b"x: y\r\n" * 10_000 + b"\r\n"),
     "compresses": lambda engine: engine.adds_headers(("content-encoding", "gzip")),

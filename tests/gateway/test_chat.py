@@ -268,6 +268,15 @@ async def test_fields_that_the_operator_allows_are_passed_on() -> None:
         assert [call.body.get("ignore_eos") for call in engines["a"].calls] == [True]
 
 
+async def test_a_stream_is_not_resumed() -> None:
+    """One call, one charge: what a browser says about the last event that it saw begins nothing anew."""
+    async with scripted("a") as engines, gateway({"a": engines["a"].url}) as harness:
+        reply = await harness.post(hello(stream=True), headers={**bearer(), "last-event-id": "3"})
+        again = await harness.post(hello(stream=True))
+    assert reply.body.count(b"data: ") == again.body.count(b"data: ")
+    assert len(harness.calls) == len(engines["a"].calls) == 2
+
+
 # Connections.
 
 

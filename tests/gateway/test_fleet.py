@@ -98,6 +98,7 @@ async def test_a_gateway_starts_before_its_engines() -> None:
         ("/v1/models", b"[]", "something else than a list of models"),
         ("/v1/models", b"<html>", "something else than a list of models"),
         ("/v1/models", b'{"data":[]}', "serves nothing"),
+        ("/v1/models", b"x" * (9 * 2**20), "answered without end"),
         ("/health", None, "gave no answer"),
     ],
 )
