@@ -65,7 +65,12 @@ class UnsupportedMediaType(BadCall):
 
 class NotHttp(BadCall):
     def __init__(self) -> None:
-        super().__init__("This is not a valid HTTP/1.1 call.")
+        super().__init__("This is not a valid HTTP/1.1 call, or it asks for an upgrade to another protocol.")
+
+
+class RepeatedHeader(BadCall):
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The header '{name}' is given more than once.")
 
 
 class HeadTooLarge(BadCall):

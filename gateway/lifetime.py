@@ -1,7 +1,7 @@
 """Tasks beside a block, and how a call under way is ended from outside: its caller left, its time is up, we shut down.
 
 Each of these interrupts the task that runs the call, and the block that guards the call turns the cancellation
-into the error that says why. The one place in the gateway where tasks are cancelled.
+into the error that says why. No other module ends a call by cancelling its task.
 """
 
 import asyncio

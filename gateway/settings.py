@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from gateway import yaml_text
 from gateway.problems import (
     disagreements,
     disagreements_of_identity,
@@ -29,6 +30,7 @@ from gateway.problems import (
     disagreements_of_models,
     problems_of,
 )
+from gateway.yaml_text import NotYaml
 
 PREFIX = "PAGEGATE_"
 # Variables with the prefix that are not settings: they steer `pagegate up`, not the gateway.
@@ -286,13 +288,13 @@ def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Setting
     raw: object = {}
     if path is not None:
         try:
-            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+            raw = yaml_text.parse(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise SettingsError(source, ["there is no such file"]) from None
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(source, [f"cannot be read: {error}"]) from None
-        except yaml.YAMLError as error:
-            raise SettingsError(source, [f"is not YAML: {' '.join(str(error).split())}"]) from None
+        except NotYaml as error:
+            raise SettingsError(source, [f"is not YAML: {error}"]) from None
     if raw is None:
         raw = {}
     if not isinstance(raw, dict):

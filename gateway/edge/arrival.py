@@ -11,8 +11,11 @@ from typing import Any, Protocol
 
 from gateway.call import Call
 from gateway.edge.callers import EXTENSION
-from gateway.errors import BodyTooLarge, BodyTooSlow, CallerLeft, GatewayError, UnsupportedMediaType
+from gateway.errors import BodyTooLarge, BodyTooSlow, CallerLeft, GatewayError, RepeatedHeader, UnsupportedMediaType
 from gateway.wire import json_text, openai
+
+# Headers that decide something: of two, a proxy before us may have looked at the other one.
+SINGLE = (b"authorization", b"content-type", b"host", b"traceparent")
 
 Receive = Callable[[], Awaitable[Any]]
 Resolve = Callable[[str], str]
@@ -52,12 +55,16 @@ class Arrival:
         self._receive = receive
         self._caller: Caller = scope["extensions"][EXTENSION]
         self._limits = limits
+        self._names = [name for name, _ in scope["headers"]]
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
         self._read = self._header(b"content-length") in ("", "0") and not self._header(b"transfer-encoding")
 
     @property
     def credential(self) -> str | None:
-        """The bearer token (RFC 6750), where there is one. Never from the URL."""
+        """The bearer token (RFC 6750), where there is one. Never from the URL. Raises RepeatedHeader."""
+        for name in SINGLE:
+            if self._names.count(name) > 1:
+                raise RepeatedHeader(name.decode())
         scheme, _, token = self._header(b"authorization").partition(" ")
         return token.strip() if scheme.lower() == "bearer" else None
 

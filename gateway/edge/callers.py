@@ -233,6 +233,8 @@ class CallerConnection(HttpToolsProtocol):
         self.scope["extensions"] = {EXTENSION: self}  # type: ignore[dict-item]  # The key is ours.
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._head_begun:
+            return  # A trailer of a chunked body. It must not pass for a header (RFC 9110, 6.5.1).
         if len(self.headers) >= MAX_HEADERS:
             raise ValueError("too many headers")
         super().on_header(name, value)
@@ -240,6 +242,9 @@ class CallerConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self.parser.get_http_version() not in ("1.0", "1.1"):
             raise ValueError("neither HTTP/1.0 nor HTTP/1.1")
+        if self.parser.should_upgrade():
+            # The parser would take the body for the other protocol, or worse, for the next call.
+            raise ValueError("an upgrade to another protocol")
         self._head_begun = False
         if self._head_timer is not None:
             self._head_timer.cancel()

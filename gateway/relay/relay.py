@@ -34,7 +34,7 @@ def relay(
 ) -> Whole | Streamed:
     """What goes back to the caller. `gap` is told the seconds between two reads of a stream.
 
-    Raises EngineFailed for a whole reply that the engine cut off.
+    Raises EngineFailed for a whole reply in which a choice does not say why it ended, or that it was cut off.
     """
     if call.stream:
         watch = StreamWatch(call, delivery, max_event_bytes)
@@ -42,7 +42,7 @@ def relay(
     document = orjson.loads(answer.first)
     choices = [choice for choice in _listed(document.get("choices")) if isinstance(choice, dict)]
     reasons = [choice["finish_reason"] for choice in choices if isinstance(choice.get("finish_reason"), str)]
-    if not CUT_OFF.isdisjoint(reasons):
+    if len(reasons) < call.choices or not CUT_OFF.isdisjoint(reasons):
         raise EngineFailed("it cut the reply off")
     delivery.first_at_s = delivery.last_at_s = clock()
     delivery.usage = usage_of(document)

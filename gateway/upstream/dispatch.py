@@ -109,7 +109,7 @@ class Dispatcher:
             try:
                 return await self._attempt(call, walk.next(), trace, failures)
             except AttemptFailed as first:
-                if not may_retry(first) or is_enough(failures, self._settings.attempts):
+                if not may_retry(first) or is_enough(failures, self._settings.attempts, untried=walk.untried()):
                     raise
 
             async def another() -> Attempt:

@@ -34,7 +34,13 @@ FAREWELL_S = 1.0
 EVENT_STREAM = b"text/event-stream"
 LONGEST_EXPLANATION = 64 * 1024
 # An engine's words may name its files and addresses; a caller learns neither.
-PRIVATE = re.compile(r"(?:[a-z+]+://|/)[\w.~/@:%-]{2,}")
+PRIVATE = re.compile(
+    r"""(?ix) [a-z][a-z0-9+.-]*://\S+          # a URL
+          | (?<!\w)[a-z]:[\\/]\S*              # a path of Windows
+          | [/\\][\w.~/\\@:%?=&-]{2,}          # any other path
+          | [\w-]+(?:\.[\w-]+)+:\d+\S*         # host and port
+          | \b\d{1,3}(?:\.\d{1,3}){3}\b\S*      # an address"""
+)
 
 
 class AttemptFailed(Exception):

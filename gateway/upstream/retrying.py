@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
+from gateway.fleet.replica import Blame
 from gateway.settings import UpstreamSettings
 from gateway.upstream.engines import AttemptFailed
 
@@ -17,8 +18,13 @@ def may_retry(error: BaseException) -> bool:
     return isinstance(error, AttemptFailed) and error.retryable
 
 
-def is_enough(failures: Sequence[AttemptFailed], attempts: int) -> bool:
-    """Whether a call that failed like this has been tried often enough, of at most so many `attempts`."""
+def is_enough(failures: Sequence[AttemptFailed], attempts: int, *, untried: bool) -> bool:
+    """Whether a call that failed like this has been tried often enough, of at most so many `attempts`.
+
+    A busy engine is not asked again: that would only keep it busier. `untried`: there is one not asked yet.
+    """
+    if failures and failures[-1].blame is Blame.BUSY and not untried:
+        return True
     return len(failures) >= attempts or sum(failure.begun for failure in failures) >= MOST_BEGUN
 
 
@@ -35,6 +41,6 @@ def further_attempts(
         return 0.0 if untried() else exponential(state)
 
     def stop(state: RetryCallState) -> bool:
-        return is_enough(failures, settings.attempts)
+        return is_enough(failures, settings.attempts, untried=untried())
 
     return AsyncRetrying(stop=stop, wait=pause, retry=retry_if_exception(may_retry), reraise=True)

@@ -13,6 +13,10 @@ import orjson
 from gateway.errors import NotJson
 
 MAX_DEPTH = 64
+# Values in a body. Ten thousand messages have fewer; an array of millions would cost a second and a gigabyte.
+MAX_VALUES = 200_000
+# A text in JSON, up to the end of the body where it is not closed: every byte is looked at once.
+TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 INT_64 = range(-(2**63), 2**64)
 INT_DIGITS = 20
 # Escapes that stand for half a character, or for none; a backslash may itself be escaped.
@@ -22,6 +26,8 @@ NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 def parse(raw: bytes) -> dict[str, Any]:
     """The JSON object in `raw`. Raises NotJson, which says what is wrong and repeats nothing of the text."""
+    if len(raw) > MAX_VALUES and _values(raw) > MAX_VALUES:
+        raise NotJson(f"The body holds more than {MAX_VALUES} values.")
     try:
         value = _DECODER.decode(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -39,6 +45,12 @@ def parse(raw: bytes) -> dict[str, Any]:
     if b"u0000" in raw and NUL.search(raw):
         raise NotJson("The body holds a text with a NUL character.")
     return value
+
+
+def _values(raw: bytes) -> int:
+    """At least as many as there are values in the text: commas, colons and brackets that stand outside of texts."""
+    bare = TEXT.sub(b"", raw)
+    return sum(bare.count(mark) for mark in (b",", b":", b"[", b"{"))
 
 
 def dump(value: object) -> bytes:

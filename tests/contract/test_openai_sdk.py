@@ -280,7 +280,7 @@ async def test_a_stream_that_breaks_off(client: openai.AsyncOpenAI, harness: Har
 
 async def test_it_comes_back_when_it_was_told_to(harness: Harness, engine: ScriptedEngine) -> None:
     """After `retry-after-ms`, which is later than its own first guess of half a second."""
-    engine.overflows(calls=3)
+    engine.overflows(calls=1)
     async with asking(harness, max_retries=1) as client:
         begun_s = time.monotonic()
         completion = await client.chat.completions.create(model=MODEL, messages=HELLO)

@@ -66,7 +66,7 @@ async def test_an_engine_that_serves_another_model_gets_no_calls() -> None:
     """It may have been restarted between two probes: what it serves is asked for each time, and believed at once."""
     async with (
         scripted("a", "b") as engines,
-        gateway({name: engine.url for name, engine in engines.items()}) as harness,
+        gateway({name: engine.url for name, engine in engines.items()}, fleet={"failures_to_down": 1000}) as harness,
     ):
         engines["a"].serves("another")
         await harness.until_down("a")

@@ -27,6 +27,7 @@ ROWS: tuple[Row, ...] = (
     (errors.NotJson("x"), (400, INVALID, None, None), {}),
     (errors.UnsupportedParameter("best_of"), (400, INVALID, "unsupported_parameter", "best_of"), {}),
     (errors.UnsupportedMediaType("text/plain"), (415, INVALID, None, None), {}),
+    (errors.RepeatedHeader("host"), (400, INVALID, None, None), {}),
     (errors.NotHttp(), (400, INVALID, None, None), LAST),
     (errors.HeadTooLarge(7), (431, INVALID, None, None), LAST),
     (errors.HeadTooSlow(7), (408, INVALID, None, None), LAST),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import BadCall, NotJson
-from gateway.wire.json_text import INT_64, MAX_DEPTH, dump, parse
+from gateway.wire.json_text import INT_64, MAX_DEPTH, MAX_VALUES, dump, parse
 from tests.unit.splitting import choice, thorough
 
 
@@ -25,7 +25,11 @@ def nested(levels: int, opening: str = "[", closing: str = "]") -> bytes:
         pytest.param(nested(MAX_DEPTH + 1), "deeper", id="one level too deep"),
         pytest.param(nested(500), "deeper", id="500 levels"),
         pytest.param(nested(100_000), "deeper", id="100,000 levels"),
-        pytest.param(b'{"a":' + b"[" * 1_000_000, "deeper", id="a million, never closed"),
+        pytest.param(b'{"a":' + b"[" * 1_000_000, "values", id="a million, never closed"),
+        # Values: what they cost is paid before anybody is charged.
+        pytest.param(b'{"a":[' + b"1," * MAX_VALUES + b"1]}", "values", id="numbers without end"),
+        pytest.param(b'{"a":[' + b"{}," * MAX_VALUES + b"{}]}", "values", id="objects without end"),
+        pytest.param(b'{"a":[' + b'"\\"",' * MAX_VALUES + b"1]}", "values", id="texts without end"),
         pytest.param(b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "deeper", id="100,000 objects"),
         # P03: keys that stand twice.
         pytest.param(b'{"model":"allowed","model":"secret"}', "twice", id="a key twice"),
@@ -204,3 +208,15 @@ def test_a_body_costs_less_than_a_hundred_times_its_size(part: bytes) -> None:
     finally:
         tracemalloc.stop()
     assert peak_bytes < 100 * len(raw)
+
+
+@pytest.mark.parametrize("text", ["a, b: [c] {d} " * 100_000, '\\" , ' * 100_000], ids=["prose", "escaped quotes"])
+def test_what_stands_in_a_text_is_no_value(text: str) -> None:
+    """A long prompt may hold any number of commas and brackets."""
+    assert parse(json.dumps({"a": text}).encode()) == {"a": text}
+
+
+def test_a_text_that_is_never_closed_is_looked_at_once() -> None:
+    """Every quote could begin a text: looking for its end again and again would take hours."""
+    with pytest.raises(NotJson):
+        parse(b'{"a":"' + b'\\"' * 2_000_000)

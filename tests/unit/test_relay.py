@@ -21,7 +21,7 @@ STOP = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":2}}\n\n'
 
 
-def call(*, stream: bool) -> Call:
+def call(*, stream: bool, choices: int = 1) -> Call:
     return Call(
         id="r",
         path="/v1/chat/completions",
@@ -30,7 +30,7 @@ def call(*, stream: bool) -> Call:
         payload=b"",
         stream=stream,
         wants_usage=False,
-        choices=1,
+        choices=choices,
         max_tokens=None,
         prompt_bytes=10,
         received_at_s=0.0,
@@ -75,9 +75,9 @@ class Relayed:
         return self.content.chunks
 
 
-def relayed(first: bytes, *reads: bytes | Severed, stream: bool = True, limit: int = 1000) -> Relayed:
+def relayed(first: bytes, *reads: bytes | Severed, stream: bool = True, limit: int = 1000, choices: int = 1) -> Relayed:
     answer, delivery, gaps = Reads(list(reads), first=first), Delivery(), list[float]()
-    content = relay(answer, call(stream=stream), delivery, lambda: answer.now_s, gaps.append, limit)
+    content = relay(answer, call(stream=stream, choices=choices), delivery, lambda: answer.now_s, gaps.append, limit)
     return Relayed(answer, delivery, gaps, content)
 
 
@@ -155,10 +155,12 @@ async def test_a_reply_that_broke_off_raises_after_what_was_whole(
             ["stop", "length"],
             id="as it should be",
         ),
-        pytest.param({"choices": [{"finish_reason": None}, 7], "usage": None}, None, [], id="nothing is told"),
-        pytest.param({"choices": 7, "usage": 7}, None, [], id="choices that are none"),
-        pytest.param({"choices": None}, None, [], id="no choices"),
-        pytest.param({"text": "\u2028 naïve"}, None, [], id="something else"),
+        pytest.param(
+            {"choices": [{"finish_reason": "stop", "text": "\u2028 naïve"}, 7], "usage": 7},
+            None,
+            ["stop"],
+            id="no usage",
+        ),
     ],
 )
 async def test_a_whole_reply_is_the_engines_document(document: Any, usage: Usage | None, reasons: list[str]) -> None:
@@ -178,6 +180,22 @@ async def test_a_whole_reply_without_usage_is_counted_by_its_length() -> None:
     delivery = relayed(orjson.dumps(document), stream=False).delivery
     assert delivery.usage is None
     assert 400 < delivery.events < 600
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        pytest.param([], id="no choice"),
+        pytest.param(None, id="choices are null"),
+        pytest.param(7, id="choices are none"),
+        pytest.param([{"finish_reason": None}], id="no reason"),
+        pytest.param([{"finish_reason": "stop"}], id="one choice of two"),
+    ],
+)
+async def test_a_whole_reply_that_does_not_say_why_it_ended_is_no_success(choices: Any) -> None:
+    """As in a stream: success needs the finish reason of every choice."""
+    with pytest.raises(EngineFailed):
+        relayed(orjson.dumps({"choices": choices}), stream=False, choices=2)
 
 
 @pytest.mark.parametrize("reason", ["abort", "error"])
