@@ -8,8 +8,10 @@ from typing import Annotated, NoReturn
 
 import typer
 import yaml
+from pydantic import ValidationError
 
 from gateway import settings as configuration
+from gateway.problems import problems_of
 
 app = typer.Typer(
     help="An LLM serving gateway in front of vLLM workers.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -119,6 +121,10 @@ def create(
         fail(f"{secret_file}: {error.strerror}.", "  Name a file in a folder that exists and that you may write.")
     key = new_key()
     stanza = {"name": name, "digest": digest(key, secret), "tenant": tenant, "models": models.split(",")}
+    try:
+        configuration.KeySettings.model_validate(stanza)
+    except ValidationError as error:
+        fail("no key was made:", *(f"  {problem}" for problem in problems_of(error)))
     print(f"# The key, shown this once: {key}", file=sys.stderr)
     print(yaml.safe_dump([stanza], sort_keys=False), end="")
 

@@ -37,6 +37,7 @@ PREFIX = "PAGEGATE_"
 EMBEDDED = frozenset({"PAGEGATE_PORT", "PAGEGATE_BOOTSTRAP_KEY", "PAGEGATE_STATE", "PAGEGATE_CONFIG"})
 
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$")]
+Pattern = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^\S+$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -113,7 +114,7 @@ class KeySettings(Section):
     name: Name = Field(description="What the key is called in logs; never the key itself.")
     digest: Digest = Field(description="Keyed BLAKE2b of the key under the identity secret, 64 hexadecimal digits.")
     tenant: Name = Field("default", description="The tenant that the key acts for.")
-    models: tuple[str, ...] = Field(
+    models: tuple[Pattern, ...] = Field(
         ("*",), description="Models it may call, as shell patterns on canonical names (not aliases)."
     )
     limits: Limits = Field(Limits(), description="Limits of this key alone.")

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Protocol
 
 from gateway.fleet.replica import Blame, Health, Load, Replica, Snapshot
@@ -92,13 +92,11 @@ class Fleet:
         while True:
             wake.clear()
             await self._probe(replica)
-            try:
-                async with asyncio.timeout(self._settings.probe_interval_s):
+            # The least between two probes, or failing calls would make a storm of them.
+            await asyncio.sleep(self._settings.probe_interval_s / 10)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.probe_interval_s * 0.9):
                     await wake.wait()
-                # Woken by a failing call: not at once again, or failing calls would make a storm of probes.
-                await asyncio.sleep(self._settings.probe_interval_s / 10)
-            except TimeoutError:
-                pass
 
     async def _probe(self, replica: Replica) -> None:
         try:

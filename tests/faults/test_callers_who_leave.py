@@ -117,10 +117,10 @@ async def test_a_caller_who_leaves_between_two_attempts() -> None:
         gateway({"a": engines["a"].url}, upstream={"backoff_s": 30, "attempts": 3}) as harness,
     ):
         engine = engines["a"]
-        engine.overflows()
+        engine.fails_with(500, calls=1)
+        engine.holds()  # Where chance made the pause a short one.
         async with harness.sent() as client:
-            await engine.saw()
-            await engine.idle()
+            await engine.until(lambda: bool(engine.calls) and engine.calls[0].outcome == "complete")
             client.leave("reset")
         assert (await harness.ended())["outcome"] == "cancelled"
 

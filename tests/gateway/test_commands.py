@@ -111,3 +111,22 @@ def test_the_version_is_told() -> None:
     result = run("version")
     assert result.exit_code == 0
     assert result.stdout.startswith("pagegate ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("two words",), "name:"),
+        (("bob", "--tenant", "two words"), "tenant:"),
+        (("bob", "--models", "tiny,,llama"), "models.1:"),
+        (("bob", "--models", "tiny, llama"), "models.1:"),
+    ],
+)
+def test_a_key_that_the_settings_would_refuse_is_not_made(
+    tmp_path: Path, arguments: tuple[str, ...], told: str
+) -> None:
+    """What the command prints can be pasted into a settings file."""
+    result = run("keys", "create", *arguments, "--secret-file", str(tmp_path / "secret"))
+    assert result.exit_code == 1
+    assert told in result.stderr
+    assert not result.stdout
