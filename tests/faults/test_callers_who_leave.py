@@ -118,7 +118,7 @@ async def test_a_caller_who_leaves_between_two_attempts() -> None:
     ):
         engine = engines["a"]
         engine.fails_with(500, calls=1)
-        engine.holds()  # Where chance made the pause a short one.
+        engine.stalls_after(0)  # Where chance makes the pause a short one, the second attempt takes its place.
         async with harness.sent() as client:
             await engine.until(lambda: bool(engine.calls) and engine.calls[0].outcome == "complete")
             client.leave("reset")

@@ -47,6 +47,18 @@ async def test_one_bad_probe_takes_nobody_out() -> None:
         assert harness.log.named("replica_down") == []
 
 
+async def test_failing_calls_make_no_storm_of_probes() -> None:
+    """A fault brings the next probe forward, but never to less than a tenth of the usual pause after the last one."""
+    async with (
+        scripted("a") as engines,
+        gateway({"a": engines["a"].url}, fleet={"probe_interval_s": 100}) as harness,
+    ):
+        engines["a"].fails_with(500)
+        for _ in range(20):
+            assert (await harness.post()).status == 503
+        assert engines["a"].paths["GET /health"] == 1
+
+
 async def test_an_engine_that_refuses_connections_is_down_at_once_and_up_when_it_is_back() -> None:
     """A call finds out before any probe does; nobody waits for a second one."""
     async with (

@@ -16,25 +16,14 @@ from gateway.errors import (
     NoReplica,
     TimedOut,
 )
+from tests.unit.calls import a_call
 
 COST = Cost(prompt_tokens=100, completion_tokens=50, open_ended=False)
 NOTHING = Usage(0, 0)
 
 
 def call(prompt_bytes: int = 1000, max_tokens: int | None = None, choices: int = 1, model: str = "m") -> Call:
-    return Call(
-        id="r",
-        path="/v1/chat/completions",
-        model=model,
-        body={},
-        payload=b"",
-        stream=False,
-        wants_usage=False,
-        choices=choices,
-        max_tokens=max_tokens,
-        prompt_bytes=prompt_bytes,
-        received_at_s=0.0,
-    )
+    return a_call(model=model, choices=choices, max_tokens=max_tokens, prompt_bytes=prompt_bytes)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from gateway.call import Call, Usage
 from gateway.errors import BadCall, CallerLeft, EngineFailed, EngineLost, GateClosed, LimitReached
 from gateway.identity.principal import Principal, Tenant
 from gateway.settings import AdmissionSettings, Limits
+from tests.unit.calls import a_call
 
 
 @dataclass
@@ -30,19 +31,7 @@ def principal(name: str = "key", tenant: Limits | None = None, **limits: Any) ->
 
 
 def call(max_tokens: int | None = 10, prompt_bytes: int = 0, choices: int = 1) -> Call:
-    return Call(
-        id="r",
-        path="/v1/chat/completions",
-        model="m",
-        body={},
-        payload=b"",
-        stream=True,
-        wants_usage=False,
-        choices=choices,
-        max_tokens=max_tokens,
-        prompt_bytes=prompt_bytes,
-        received_at_s=0.0,
-    )
+    return a_call(stream=True, choices=choices, max_tokens=max_tokens, prompt_bytes=prompt_bytes)
 
 
 def gate(clock: Clock | None = None, **given: Any) -> Gate:

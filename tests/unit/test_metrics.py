@@ -14,6 +14,7 @@ from gateway.fleet.replica import Health, Load, Replica, Snapshot
 from gateway.http1 import Address
 from gateway.telemetry.metrics import GAP_S, Metrics
 from gateway.telemetry.record import CallRecord
+from tests.unit.calls import a_call
 from tests.unit.splitting import thorough
 
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -26,19 +27,7 @@ class Lease:
 
 
 def call(*, stream: bool = True) -> Call:
-    return Call(
-        id="r",
-        path="/v1/chat/completions",
-        model="tiny",
-        body={},
-        payload=b"",
-        stream=stream,
-        wants_usage=False,
-        choices=1,
-        max_tokens=None,
-        prompt_bytes=10,
-        received_at_s=0.0,
-    )
+    return a_call(model="tiny", stream=stream)
 
 
 def metrics(*replicas: Replica, running: int = 0) -> Metrics:

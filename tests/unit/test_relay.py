@@ -13,6 +13,7 @@ from gateway.fleet.replica import Replica
 from gateway.http1 import Address
 from gateway.relay.relay import relay
 from gateway.wire.events import DONE
+from tests.unit.calls import a_call
 
 pytestmark = pytest.mark.anyio
 
@@ -22,19 +23,7 @@ USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":2}}
 
 
 def call(*, stream: bool, choices: int = 1) -> Call:
-    return Call(
-        id="r",
-        path="/v1/chat/completions",
-        model="m",
-        body={},
-        payload=b"",
-        stream=stream,
-        wants_usage=False,
-        choices=choices,
-        max_tokens=None,
-        prompt_bytes=10,
-        received_at_s=0.0,
-    )
+    return a_call(stream=stream, choices=choices)
 
 
 @dataclass

@@ -8,28 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.call import Call
 from gateway.fleet.replica import Health, Load, Replica, Snapshot
 from gateway.http1 import Address
 from gateway.routing.filters import FILTERS, is_up
 from gateway.routing.router import Router
 from gateway.routing.scorers import free_kv, idleness
 from gateway.settings import RoutingSettings
+from tests.unit.calls import a_call
 from tests.unit.splitting import thorough
 
-CALL = Call(
-    id="r",
-    path="/v1/chat/completions",
-    model="m",
-    body={},
-    payload=b"",
-    stream=False,
-    wants_usage=False,
-    choices=1,
-    max_tokens=None,
-    prompt_bytes=10,
-    received_at_s=0.0,
-)
+CALL = a_call()
 
 
 def replica(name: str = "a", health: Health = Health.UP, in_flight: int = 0, **load: Any) -> Replica:

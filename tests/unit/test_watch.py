@@ -12,6 +12,7 @@ from gateway.call import Call, Delivery, Usage
 from gateway.errors import EngineBroke, ReplyIncomplete, Severed
 from gateway.relay.watch import StreamWatch
 from gateway.wire.events import BOM, DONE
+from tests.unit.calls import a_call
 from tests.unit.splitting import choice, cuts, one_by_one, pieces, thorough
 from tests.vllm_wire import recorded
 
@@ -48,19 +49,7 @@ class Watched:
 
 
 def asked(wants_usage: bool, choices: int) -> Call:
-    return Call(
-        id="r",
-        path="/v1/chat/completions",
-        model="m",
-        body={},
-        payload=b"",
-        stream=True,
-        wants_usage=wants_usage,
-        choices=choices,
-        max_tokens=None,
-        prompt_bytes=10,
-        received_at_s=0.0,
-    )
+    return a_call(stream=True, wants_usage=wants_usage, choices=choices)
 
 
 def watch(parts: list[bytes], *, wants_usage: bool = False, choices: int = 1, limit: int = LIMIT) -> Watched:
