@@ -17,6 +17,7 @@ from gateway.identity.principal import Principal
 from gateway.settings import AdmissionSettings, Limits
 
 SLOT_RETRY_S = 1.0
+UNLIMITED = Limits()
 
 
 @dataclass(slots=True)
@@ -129,7 +130,7 @@ class Gate:
     def _meters_of(self, principal: Principal, now_s: float) -> Iterator[Meter]:
         tenant = principal.tenant
         for kind, name, limits in (("key", principal.name, principal.limits), ("tenant", tenant.name, tenant.limits)):
-            if limits == Limits():
+            if limits == UNLIMITED:
                 continue
             meter = self._meters.get((kind, name))
             if meter is None:
