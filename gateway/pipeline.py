@@ -65,3 +65,4 @@ class Pipeline:
                     with trace.stage("relay"):
                         content = relay(answer, call, lease.delivery, self.clock, trace.gap, self.patience.event_bytes)
                         yield Reply(content, lease.headers() | trace.headers())
+                        lease.delivery.complete = True

@@ -49,7 +49,6 @@ def relay(
     if delivery.usage is None:
         delivery.events = len(orjson.dumps(choices)) // BYTES_PER_TOKEN
     delivery.finish_reasons += reasons
-    delivery.complete = True
     return Whole(answer.first)
 
 
