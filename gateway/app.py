@@ -15,20 +15,18 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from starlette.routing import Router
-
 from gateway.admission.gate import Gate
 from gateway.catalog import Catalog
-from gateway.edge import routes
 from gateway.edge.arrival import ReadingLimits
 from gateway.edge.probes import Probes
+from gateway.edge.routes import Calls, Models, Surface
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.replica import Health, Replica
 from gateway.fleet.scrape import Scraper
 from gateway.http1 import Connections
 from gateway.identity.keys import Keys
 from gateway.lifetime import OpenCalls
-from gateway.pipeline import Patience, Pipeline
+from gateway.pipeline import Pipeline
 from gateway.routing.router import Router as ReplicaRouter
 from gateway.settings import Settings, secret_of
 from gateway.telemetry import logs, metrics
@@ -45,12 +43,13 @@ Clock = Callable[[], float]
 class Gateway:
     """A gateway that is ready to be served: its listeners' apps, and the parts that a server or a test looks at."""
 
-    public: Router
-    operations: Router
+    public: Surface
+    operations: Surface
     pipeline: Pipeline
     metrics: metrics.Metrics
     log: Log
     new_id: Callable[[], str]
+    clock: Clock
 
 
 @asynccontextmanager
@@ -65,12 +64,13 @@ async def running(
     log = log or logs.make(settings.telemetry)
     rng = rng or random.Random()
     secret = secret_of(settings.identity)
-    open_calls = OpenCalls()
+    open_calls = OpenCalls(settings.upstream.call_timeout_s)
     gate = Gate(settings.admission, clock)
     keys = Keys.load(settings.identity, secret)
     catalog = Catalog.of(settings.models)
     async with AsyncExitStack() as up:
         up.enter_context(logs.libraries(log))
+        up.callback(open_calls.close)
         tracer = await up.enter_async_context(exporting(settings.telemetry, f"{socket.gethostname()}-{os.getpid()}"))
         engines = await up.enter_async_context(HttpEngines(settings.upstream))
         probing = await up.enter_async_context(
@@ -94,24 +94,21 @@ async def running(
             dispatcher=Dispatcher(settings.upstream, engines, fleet),
             telemetry=Telemetry(settings.telemetry, tracer, instruments, log, clock, rng),
             open_calls=open_calls,
-            patience=Patience(settings.upstream.call_timeout_s, settings.upstream.max_reply_bytes),
+            max_event_bytes=settings.upstream.max_reply_bytes,
             clock=clock,
         )
-        new_id = partial(call_id, rng)
-        surface = routes.Surface(_reading(settings), clock, new_id, log)
         probes = Probes(lambda: readiness(pipeline), instruments.exposition, metrics.CONTENT_TYPE)
-        health: list[tuple[str, routes.Endpoint]] = [("/livez", probes.livez), ("/readyz", probes.readyz)]
-        everything = [*health, ("/metrics", probes.metrics)]
-        models = routes.Models(keys, catalog, int(datetime.now(UTC).timestamp()))
+        models = Models(keys, catalog, int(datetime.now(UTC).timestamp()))
+        documents = [*models.routes(), *probes.routes(with_metrics=settings.server.metrics_port is None)]
+        reading = _reading(settings)
         yield Gateway(
-            public=routes.public(
-                surface, pipeline, models, everything if settings.server.metrics_port is None else health
-            ),
-            operations=routes.operations(surface, everything),
+            public=Surface(Calls(pipeline).by_path(), documents, reading, log),
+            operations=Surface({}, probes.routes(with_metrics=True), reading, log),
             pipeline=pipeline,
             metrics=instruments,
             log=log,
-            new_id=new_id,
+            new_id=partial(call_id, rng),
+            clock=clock,
         )
 
 

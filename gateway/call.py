@@ -1,8 +1,8 @@
 """The values that travel along a call's path. They hold facts and decide nothing."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 
 class Usage(NamedTuple):
@@ -63,16 +63,26 @@ class Whole:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Streamed:
-    """A reply that is a stream of server-sent events, as bytes that end at event boundaries."""
+class Taker(Protocol):
+    """Whoever takes a stream: the caller's side of an exchange. While `full`, no more should be written."""
 
-    chunks: AsyncGenerator[bytes, None]
+    full: bool
+
+    def write(self, data: bytes) -> None: ...
+    def when_room(self, told: Callable[[], None]) -> None: ...
+
+
+class Streamed(Protocol):
+    """A reply that is a stream of server-sent events."""
+
+    async def pour(self, taker: Taker) -> None:
+        """Writes the whole stream, in bytes that end at event boundaries. Raises Severed where it breaks off."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What goes back to the caller. `headers` are lower-case and ours alone: none is the engine's."""
+    """What goes back to the caller. `lines` are header lines with their CR LF, and ours alone: none is the engine's."""
 
     content: Whole | Streamed
-    headers: Mapping[str, str]
+    lines: bytes

@@ -59,13 +59,19 @@ class UnsupportedParameter(BadCall):
 
 
 class UnsupportedMediaType(BadCall):
-    def __init__(self, content_type: str) -> None:
-        super().__init__(f"The body must be sent as application/json (was {content_type[:80]!r}).")
+    def __init__(self, content_type: str, encoding: str = "") -> None:
+        encoded = f" with Content-Encoding {encoding[:80]!r}" if encoding else ""
+        super().__init__(f"The body must be sent as application/json, unencoded (was {content_type[:80]!r}{encoded}).")
 
 
 class NotHttp(BadCall):
+    def __init__(self, why: str = "it cannot be parsed") -> None:
+        super().__init__(f"This is not a valid HTTP/1.1 call: {why}.")
+
+
+class ExpectationFailed(BadCall):
     def __init__(self) -> None:
-        super().__init__("This is not a valid HTTP/1.1 call, or it asks for an upgrade to another protocol.")
+        super().__init__("The only expectation that is met is `100-continue`.")
 
 
 class RepeatedHeader(BadCall):
@@ -76,6 +82,11 @@ class RepeatedHeader(BadCall):
 class HeadTooLarge(BadCall):
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(f"The head of the call is larger than {limit_bytes} bytes.")
+
+
+class TargetTooLong(BadCall):
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"The URL of the call is longer than {limit_bytes} bytes.")
 
 
 class HeadTooSlow(BadCall):

@@ -2,7 +2,7 @@
 
 Owns sockets and their reuse. It knows no model, no retry and no event: a broken exchange raises `Broken`, which
 says how far it came. Many body chunks that arrive in one read are handed on as one piece. An engine that sends
-faster than its reader is held back by the socket.
+faster than its reader is held back by the socket. How long to wait is the user's business: he has `expire` called.
 """
 
 import asyncio
@@ -17,9 +17,13 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from gateway.deadlines import Deadlines
+
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 200
 HIGH_WATER_BYTES = 256 * 1024
+# How long an engine may take over the end of a message whose reply is complete.
+FAREWELL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,10 @@ class Address:
         return f"<Address {self}>"
 
 
+Sink = Callable[[bytes], bool]
+"""Takes some bytes of a body, and says whether it wants more."""
+
+
 class Broken(Exception):
     """An exchange that cannot be completed. `refused`: no connection came about; `silent`: no byte was received."""
 
@@ -63,7 +71,30 @@ class Head:
 
 
 class Connection(asyncio.Protocol):
-    """A connection to one engine. After `send`, await `head`, then `read` until it returns b""."""
+    """A connection to one engine. After `send`, await `head`, then `read` until it returns b"", or `pour`."""
+
+    __slots__ = (
+        "_barren_bytes",
+        "_buffered",
+        "_complete",
+        "_error",
+        "_head",
+        "_head_bytes",
+        "_headers",
+        "_loop",
+        "_news",
+        "_on_lost",
+        "_parser",
+        "_parts",
+        "_paused",
+        "_received",
+        "_reusable",
+        "_sink",
+        "_then",
+        "_transport",
+        "_waiter",
+        "exchanges",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_lost: Callable[["Connection"], None]) -> None:
         self._loop = loop
@@ -71,7 +102,6 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
         self.exchanges = 0
-        self.idle_since_s = 0.0
         self._begin()
 
     def _begin(self) -> None:
@@ -87,8 +117,9 @@ class Connection(asyncio.Protocol):
         self._news = False
         self._complete = False
         self._reusable = False
-        self._error: Broken | None = None
+        self._error: Broken | TimeoutError | None = None
         self._then: Callable[[], None] | None = None
+        self._sink: Sink | None = None
 
     # What the user of the connection calls.
 
@@ -101,16 +132,16 @@ class Connection(asyncio.Protocol):
         else:
             self._transport.write(message)
 
-    async def head(self, timeout_s: float) -> Head:
-        """The answer's head. Raises Broken, TimeoutError."""
+    async def head(self) -> Head:
+        """The answer's head. Raises Broken, and TimeoutError once expired."""
         while self._head is None:
             if self._error:
                 raise self._error
-            await self._wait(timeout_s)
+            await self._wait()
         return self._head
 
-    async def read(self, timeout_s: float) -> bytes:
-        """All of the body that is here, at least one byte; b"" at its end. Raises Broken, TimeoutError.
+    async def read(self) -> bytes:
+        """All of the body that is here, at least one byte; b"" at its end. Raises Broken, TimeoutError once expired.
 
         What arrived before a connection broke is still returned first.
         """
@@ -119,10 +150,43 @@ class Connection(asyncio.Protocol):
                 return b""
             if self._error:
                 raise self._error
-            await self._wait(timeout_s)
-        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._make_room()
-        return data
+            await self._wait()
+        return self._taken()
+
+    async def pour(self, sink: Sink) -> None:
+        """Gives the rest of the body to `sink`, read by read, from within the event loop's callback.
+
+        Ends with the body, or as soon as `sink` wants no more. Raises Broken, TimeoutError once expired; what
+        arrived before a connection broke is still given first.
+        """
+        self._sink = sink
+        try:
+            while True:
+                if not self._give():
+                    return
+                if self._error:
+                    raise self._error
+                await self._wait()
+        finally:
+            self._sink = None
+
+    def pause(self) -> None:
+        """Reads nothing more for now, so that the engine is held back."""
+        if not (self._complete or self._paused or self.closed) and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            if not self.closed and self._transport is not None:
+                self._transport.resume_reading()
+
+    def expire(self) -> None:
+        """The engine had its time: whoever waits for it is told so."""
+        if not self._complete and self._error is None:
+            self._error = TimeoutError()
+            self._wake()
 
     @property
     def reusable(self) -> bool:
@@ -150,13 +214,16 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    async def _wait(self, timeout_s: float) -> None:
-        waiter = self._waiter = self._loop.create_future()
-        timer = self._loop.call_later(timeout_s, _expire, waiter)
+    def _taken(self) -> bytes:
+        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._make_room()
+        return data
+
+    async def _wait(self) -> None:
+        self._waiter = self._loop.create_future()
         try:
-            await waiter
+            await self._waiter
         finally:
-            timer.cancel()
             self._waiter = None
 
     def _wake(self) -> None:
@@ -169,11 +236,9 @@ class Connection(asyncio.Protocol):
             self._waiter.set_result(None)
 
     def _make_room(self) -> None:
-        self._parts.clear()
+        self._parts = []
         self._buffered = 0
-        if self._paused and self._transport is not None:
-            self._paused = False
-            self._transport.resume_reading()
+        self.resume()
 
     def _fail(self, why: str) -> None:
         if self._error is None and not self._complete:
@@ -211,11 +276,21 @@ class Connection(asyncio.Protocol):
         if self._barren_bytes > MAX_HEAD_BYTES:
             self._fail("endless head or framing")
             return
-        if self._buffered > HIGH_WATER_BYTES and not (self._complete or self._paused) and self._transport is not None:
-            self._paused = True
-            self._transport.pause_reading()
-        if self._news:
+        if self._sink is not None:
+            # Who waits is woken only at the end.
+            if not self._give():
+                self._wake()
+        elif self._buffered > HIGH_WATER_BYTES:
+            self.pause()
             self._wake()
+        elif self._news:
+            self._wake()
+
+    def _give(self) -> bool:
+        """Gives what one read brought to the sink, which may pause us; whether there is more to give."""
+        if self._parts and self._sink is not None and not self._sink(self._taken()):
+            self._sink = None
+        return self._sink is not None and not self._complete
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._complete and self._error is None:
@@ -269,11 +344,6 @@ class Connection(asyncio.Protocol):
         self._reusable = self._parser.should_keep_alive() and not self._until_close
 
 
-def _expire(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_exception(TimeoutError())
-
-
 def reason_of(error: OSError | UnicodeError) -> str:
     """Why no connection came about, for callers too: asyncio's own words would name the address."""
     if isinstance(error, ssl.SSLError):
@@ -291,10 +361,11 @@ class Connections:
 
     def __init__(self, connect_timeout_s: float, idle_s: float) -> None:
         self._connect_timeout_s = connect_timeout_s
-        self._idle_s = idle_s
         # The oldest first; the values say nothing.
         self._idle: dict[Address, dict[Connection, None]] = {}
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._idling = Deadlines(idle_s, Connection.abort)
+        self._leaving = Deadlines(FAREWELL_S, Connection.abort)
+        self._patiences: list[Deadlines[Connection]] = []
         self._open: set[Connection] = set()
         self._all_lost = asyncio.Event()
         self._tls: ssl.SSLContext | None = None
@@ -304,45 +375,49 @@ class Connections:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        for deadlines in (self._idling, self._leaving, *self._patiences):
+            deadlines.close()
         for connection in tuple(self._open):
             connection.abort()
         if self._open:
             self._all_lost.clear()
             await self._all_lost.wait()
 
+    def patience(self, delay_s: float) -> "Deadlines[Connection]":
+        """Deadlines for connections: one that was started `delay_s` ago and not stopped expires."""
+        made = Deadlines(delay_s, Connection.expire)
+        self._patiences.append(made)
+        return made
+
     async def acquire(self, address: Address, *, fresh: bool = False) -> Connection:
         """A connection to send on: a kept one unless `fresh`. Raises Broken when none can be made."""
         idle = self._idle.get(address)
         while idle and not fresh:
             connection, _ = idle.popitem()
-            if not connection.closed and self._loop.time() - connection.idle_since_s < self._idle_s:
+            self._idling.stop(connection)
+            if not connection.closed:
                 return connection
-            connection.abort()
         return await self._connect(address)
 
     def release(self, connection: Connection, address: Address) -> None:
         """Keeps a connection for the next call where its exchange is complete, closes it otherwise."""
         if connection.reusable:
-            connection.idle_since_s = self._loop.time()
             self._idle.setdefault(address, {})[connection] = None
-            if self._sweeper is None:
-                self._sweeper = self._loop.call_later(self._idle_s, self._sweep)
+            self._idling.start(connection)
         else:
             connection.abort()
 
-    def release_at_end(self, connection: Connection, address: Address, within_s: float) -> None:
+    def release_at_end(self, connection: Connection, address: Address) -> None:
         """The same once the exchange is complete, if that is soon; what still comes is dropped, nobody waits."""
         if connection.complete or connection.closed:
             self.release(connection, address)
             return
-        timer = self._loop.call_later(within_s, connection.abort)
 
         def ended() -> None:
-            timer.cancel()
+            self._leaving.stop(connection)
             self.release(connection, address)
 
+        self._leaving.start(connection)
         connection.when_complete(ended)
 
     async def _connect(self, address: Address) -> Connection:
@@ -367,17 +442,7 @@ class Connections:
         if not self._open:
             self._all_lost.set()
         self._idle.get(address, {}).pop(connection, None)
-
-    def _sweep(self) -> None:
-        """Closes connections that nobody used for too long."""
-        oldest_s = self._loop.time() - self._idle_s
-        due_s = []
-        for idle in self._idle.values():
-            while idle and (oldest := next(iter(idle))).idle_since_s <= oldest_s:
-                del idle[oldest]
-                oldest.abort()
-            due_s += [oldest.idle_since_s + self._idle_s] if idle else []
-        self._sweeper = self._loop.call_at(min(due_s), self._sweep) if due_s else None
+        self._idling.stop(connection)
 
     def _tls_context(self) -> ssl.SSLContext:
         if self._tls is None:

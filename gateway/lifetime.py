@@ -5,15 +5,13 @@ into the error that says why. No other module ends a call by cancelling its task
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
+from gateway.deadlines import Deadlines
 from gateway.errors import CallTimedOut, Draining, GatewayError
-
-Departure = Callable[[], Awaitable[GatewayError | None]]
-"""Ends when the caller has left, with the error that says how; with None when his reply is complete."""
 
 
 @asynccontextmanager
@@ -26,6 +24,19 @@ async def background() -> AsyncIterator[asyncio.TaskGroup]:
         await group.__aexit__(None, None, None)
 
 
+class Departing(Protocol):
+    """A caller, as far as he may leave."""
+
+    @property
+    def departed(self) -> GatewayError | None:
+        """Why he is not there any more; None while he is."""
+        ...
+
+    def when_departed(self, told: Callable[[GatewayError], None]) -> None:
+        """Calls `told` once if he leaves before he has his whole reply."""
+        ...
+
+
 class Guard:
     """Guards a call in the current task, from entering to leaving the block.
 
@@ -34,37 +45,34 @@ class Guard:
     the cancellation arrives there and never after it.
     """
 
-    def __init__(self, open_calls: "OpenCalls", deadline_s: float) -> None:
+    __slots__ = ("_cancelling", "_error", "_open_calls", "_task")
+
+    def __init__(self, open_calls: "OpenCalls") -> None:
         self._open_calls = open_calls
-        self._deadline_s = deadline_s
         self._error: GatewayError | None = None
-        self._watcher: asyncio.Task[None] | None = None
 
     def __enter__(self) -> Self:
         self._open_calls.add(self)
         task = asyncio.current_task()
         assert task is not None
         self._task = task
-        self._loop = asyncio.get_running_loop()
         self._cancelling = task.cancelling()
-        self._deadline = self._loop.call_later(self._deadline_s, self.interrupt, CallTimedOut(self._deadline_s))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open_calls.discard(self)
-        self._deadline.cancel()
-        if self._watcher is not None:
-            self._watcher.cancel()
         if self._error is None:
             return
         if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise self._error from None
 
-    def watch(self, departure: Departure) -> None:
-        """From now on the caller's departure ends the call; his body must have been read."""
-        self._watcher = self._loop.create_task(self._watch(departure))
+    def watch(self, caller: Departing) -> None:
+        """From now on the caller's departure ends the call. Raises how he left, if he has."""
+        if caller.departed is not None:
+            raise caller.departed
+        caller.when_departed(self.interrupt)
 
     def interrupt(self, error: GatewayError) -> None:
         """Ends the call with `error`; the first reason given is the one that counts."""
@@ -72,16 +80,12 @@ class Guard:
             self._error = error
             self._task.cancel()
 
-    async def _watch(self, departure: Departure) -> None:
-        error = await departure()
-        if error is not None:
-            self.interrupt(error)
-
 
 class OpenCalls:
-    """The calls under way; `<OpenCalls 3>`."""
+    """The calls under way; `<OpenCalls 3>`. None may take longer than `deadline_s`."""
 
-    def __init__(self) -> None:
+    def __init__(self, deadline_s: float) -> None:
+        self._deadlines = Deadlines(deadline_s, self._end)
         self._guards: set[Guard] = set()
         self._closed = False
         self._none = asyncio.Event()
@@ -91,9 +95,11 @@ class OpenCalls:
         if self._closed:
             raise Draining
         self._guards.add(guard)
+        self._deadlines.start(guard)
 
     def discard(self, guard: Guard) -> None:
         self._guards.discard(guard)
+        self._deadlines.stop(guard)
         if not self._guards:
             self._none.set()
 
@@ -110,6 +116,13 @@ class OpenCalls:
         while self._guards:
             self._none.clear()
             await self._none.wait()
+
+    def close(self) -> None:
+        """Nothing comes due any more."""
+        self._deadlines.close()
+
+    def _end(self, guard: Guard) -> None:
+        guard.interrupt(CallTimedOut(self._deadlines.delay_s))
 
     def __len__(self) -> int:
         return len(self._guards)

@@ -18,14 +18,6 @@ from gateway.telemetry.telemetry import Telemetry
 from gateway.upstream.dispatch import Dispatcher
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a call may take, in seconds, and how much of it may be held, in bytes."""
-
-    call_s: float
-    event_bytes: int
-
-
 @dataclass(slots=True)
 class Pipeline:
     """Everything a call passes; built once by `app.py`. `draining` tells load balancers to send calls elsewhere."""
@@ -38,7 +30,7 @@ class Pipeline:
     dispatcher: Dispatcher
     telemetry: Telemetry
     open_calls: OpenCalls
-    patience: Patience
+    max_event_bytes: int
     clock: Callable[[], float]
     draining: bool = False
 
@@ -48,14 +40,14 @@ class Pipeline:
 
         Raises a GatewayError: before the reply for what can still be a status, inside the block for what cannot.
         """
-        with self.telemetry.call(arrival) as trace, Guard(self.open_calls, self.patience.call_s) as guard:
+        with self.telemetry.call(arrival) as trace, Guard(self.open_calls) as guard:
             with trace.stage("identity"):
                 principal = trace.record.principal = self.keys.authenticate(arrival.credential)
-                arrival.standing = partial(self.gate.headers, principal)
+                arrival.standing = partial(self.gate.lines, principal)
             with trace.stage("edge"):
                 resolve = partial(self.catalog.resolve, may_call=principal.may_call)
                 call = trace.record.call = await arrival.read(resolve, principal.tenant.cache_salt)
-            guard.watch(arrival.departure)
+            guard.watch(arrival)
             async with trace.entering("admission", self.gate.admit(principal, call)) as lease:
                 trace.record.lease = lease
                 with trace.stage("routing") as span:
@@ -63,6 +55,6 @@ class Pipeline:
                     span.receipt(ranking.receipt)
                 async with trace.entering("upstream", self.dispatcher.send(call, ranking.replicas, trace)) as answer:
                     with trace.stage("relay"):
-                        content = relay(answer, call, lease.delivery, self.clock, trace.gap, self.patience.event_bytes)
-                        yield Reply(content, lease.headers() | trace.headers())
+                        content = relay(answer, call, lease.delivery, self.clock, trace.gap, self.max_event_bytes)
+                        yield Reply(content, lease.lines() + trace.headers())
                         lease.delivery.complete = True

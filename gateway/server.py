@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import uvloop
 from prometheus_client import disable_created_metrics
-from starlette.routing import Router
 
 from gateway.app import Clock, Gateway, running
-from gateway.edge.callers import Callers, ConnectionLimits, NewId
+from gateway.edge.callers import Callers, ConnectionLimits
+from gateway.edge.routes import Surface
 from gateway.errors import ShuttingDown
 from gateway.settings import ServerSettings, Settings
 from gateway.telemetry.logs import Log
@@ -52,12 +52,12 @@ class PortTaken(Exception):
 
 
 class Listener:
-    """A socket of ours with uvicorn's HTTP on it. Use as `async with`: leaving it shuts the door and waits."""
+    """A socket of ours, and who calls on it. Use as `async with`: leaving it shuts the door and waits."""
 
-    def __init__(self, app: Router, bound: socket.socket, limits: ConnectionLimits, new_id: NewId) -> None:
+    def __init__(self, surface: Surface, bound: socket.socket, limits: ConnectionLimits, gateway: Gateway) -> None:
         self._bound = bound
         self.port: int = bound.getsockname()[1]
-        self.callers = Callers(app, limits, new_id)
+        self.callers = Callers(surface, surface.surplus, limits, gateway.new_id, gateway.clock)
 
     async def __aenter__(self) -> "Listener":
         loop = asyncio.get_running_loop()
@@ -66,7 +66,7 @@ class Listener:
 
     async def __aexit__(self, *exc: object) -> None:
         self.close()
-        await self.callers.left(FAREWELL_S)
+        await self.callers.gone(FAREWELL_S)
 
     def close(self) -> None:
         """Accepts no more connections; those that carry no call are closed, the others after their reply."""
@@ -135,9 +135,9 @@ async def serving(
             gateway = await up.enter_async_context(running(settings, log=log, clock=clock))
             metrics_port = None
             if side_door is not None:
-                operations = Listener(gateway.operations, side_door, limits, gateway.new_id)
+                operations = Listener(gateway.operations, side_door, limits, gateway)
                 metrics_port = (await up.enter_async_context(operations)).port
-            public = await up.enter_async_context(Listener(gateway.public, door, limits, gateway.new_id))
+            public = await up.enter_async_context(Listener(gateway.public, door, limits, gateway))
             served = Serving(gateway, server.host, public.port, metrics_port, server, public)
             try:
                 yield served

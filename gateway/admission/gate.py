@@ -48,9 +48,9 @@ class Lease:
     delivery: Delivery = field(default_factory=Delivery)
     charged: Usage | None = None
 
-    def headers(self) -> dict[str, str]:
-        """The x-ratelimit-* headers as of the last call that changed a limit."""
-        return _headers(self.meters)
+    def lines(self) -> bytes:
+        """The x-ratelimit-* header lines as of the last call that changed a limit."""
+        return _lines(self.meters)
 
 
 class Gate:
@@ -119,13 +119,13 @@ class Gate:
                 meter.slots.taken -= 1
         self.running -= 1
 
-    def headers(self, principal: Principal) -> dict[str, str]:
-        """The x-ratelimit-* headers of a principal at this moment: what a call that was refused is answered with."""
+    def lines(self, principal: Principal) -> bytes:
+        """The x-ratelimit-* header lines of a principal now: what a call that was refused is answered with."""
         now_s = self._clock()
         meters = tuple(self._meters_of(principal, now_s))
         for bucket in (bucket for meter in meters for bucket in (meter.requests, meter.tokens) if bucket):
             bucket.refill(now_s)
-        return _headers(meters)
+        return _lines(meters)
 
     def _meters_of(self, principal: Principal, now_s: float) -> Iterator[Meter]:
         tenant = principal.tenant
@@ -164,19 +164,25 @@ def _patience_s(refusal: LimitReached) -> float:
     return math.inf if refusal.retry_after_s is None else refusal.retry_after_s
 
 
-def _headers(meters: tuple[Meter, ...]) -> dict[str, str]:
-    """The x-ratelimit-* headers, from the tightest limit of each kind; empty where there is no limit."""
-    found: dict[str, str] = {}
-    for kind, buckets in (
-        ("requests", [meter.requests for meter in meters if meter.requests]),
-        ("tokens", [meter.tokens for meter in meters if meter.tokens]),
-    ):
-        if buckets:
-            tightest = min(buckets, key=lambda bucket: bucket.level)
-            found[f"x-ratelimit-limit-{kind}"] = str(tightest.size)
-            found[f"x-ratelimit-remaining-{kind}"] = str(tightest.left)
-            found[f"x-ratelimit-reset-{kind}"] = duration(tightest.full_in_s())
-    return found
+def _lines(meters: tuple[Meter, ...]) -> bytes:
+    """The x-ratelimit-* header lines, from the tightest limit of each kind; empty where there is no limit."""
+    return _told(b"requests", [meter.requests for meter in meters if meter.requests]) + _told(
+        b"tokens", [meter.tokens for meter in meters if meter.tokens]
+    )
+
+
+def _told(kind: bytes, buckets: list[Bucket]) -> bytes:
+    if not buckets:
+        return b""
+    tightest = min(buckets, key=lambda bucket: bucket.level)
+    return b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\nx-ratelimit-reset-%b: %b\r\n" % (
+        kind,
+        tightest.size,
+        kind,
+        tightest.left,
+        kind,
+        duration(tightest.full_in_s()).encode(),
+    )
 
 
 def duration(seconds: float) -> str:

@@ -1,25 +1,22 @@
-"""A call as it comes in: what its headers say, before and while its body is read.
+"""A call as it comes in: what its head says, before and while its body is read.
 
 A caller is authenticated on an arrival; the body of a caller without a key is never read. Reading happens under
 limits of size and time, and gives a `Call` in which everything was checked.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 from gateway.call import Call
-from gateway.edge.callers import EXTENSION
-from gateway.errors import BodyTooLarge, BodyTooSlow, CallerLeft, GatewayError, RepeatedHeader, UnsupportedMediaType
+from gateway.edge.exchange import Exchange, Told
+from gateway.errors import BodyTooLarge, GatewayError, UnsupportedMediaType
 from gateway.wire import json_text, openai
 
-# Headers that decide something: of two, a proxy before us may have looked at the other one.
-SINGLE = (b"authorization", b"content-type", b"host", b"traceparent")
-
-Receive = Callable[[], Awaitable[Any]]
 Resolve = Callable[[str], str]
 """A model's canonical name; raises UnknownModel for one that the caller may not call."""
+
+CHARSETS = frozenset({"", "charset=utf-8", 'charset="utf-8"'})
+PLAIN_JSON = "application/json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,65 +29,46 @@ class ReadingLimits:
     also_allowed: frozenset[str] = frozenset()
 
 
-class Caller(Protocol):
-    """The connection that an exchange came on."""
-
-    def departure(self) -> GatewayError | None:
-        """Why the caller is not there any more; None while he is."""
-        ...
-
-
 class Arrival:
-    """One HTTP exchange that has only begun. `received_at_s` is monotonic.
+    """A call that has only begun. `received_at_s` is monotonic.
 
-    `standing` gives the headers about the caller's limits, once it is known who calls.
+    `standing` gives the header lines about the caller's limits and his trace, as far as they are known.
     """
 
-    def __init__(self, scope: Any, receive: Receive, call_id: str, received_at_s: float, limits: ReadingLimits) -> None:
-        self.id = call_id
-        self.method: str = scope["method"]
-        self.path: str = scope["path"]
-        self.received_at_s = received_at_s
-        self.standing: Callable[[], Mapping[str, str]] = dict
-        self._receive = receive
-        self._caller: Caller = scope["extensions"][EXTENSION]
+    __slots__ = ("_exchange", "_limits", "id", "method", "path", "received_at_s", "standing")
+
+    def __init__(self, exchange: Exchange, limits: ReadingLimits) -> None:
+        self.id = exchange.id
+        self.method = exchange.head.method
+        self.path = exchange.head.path
+        self.received_at_s = exchange.received_at_s
+        self.standing: Callable[[], bytes] = bytes
+        self._exchange = exchange
         self._limits = limits
-        self._names = [name for name, _ in scope["headers"]]
-        self._headers: dict[bytes, bytes] = dict(scope["headers"])
-        self._read = self._header(b"content-length") in ("", "0") and not self._header(b"transfer-encoding")
 
     @property
     def credential(self) -> str | None:
-        """The bearer token (RFC 6750), where there is one. Never from the URL. Raises RepeatedHeader."""
-        for name in SINGLE:
-            if self._names.count(name) > 1:
-                raise RepeatedHeader(name.decode())
-        scheme, _, token = self._header(b"authorization").partition(" ")
-        return token.strip() if scheme.lower() == "bearer" else None
+        """The bearer token (RFC 6750), where there is one. Raises RepeatedHeader."""
+        return self._exchange.head.bearer
 
     @property
     def traceparent(self) -> str | None:
         """The caller's trace context (W3C), unparsed."""
-        return self._header(b"traceparent") or None
+        return self._exchange.head.header(b"traceparent") or None
 
-    def unread(self) -> bool:
-        """Whether some of the body is still to be read."""
-        return not self._read
+    @property
+    def departed(self) -> GatewayError | None:
+        """Why the caller is not there any more; None while he is."""
+        return self._exchange.departed
 
-    async def departure(self) -> GatewayError | None:
-        """Waits until the caller has left, and says how; None when he first had his reply. The body must be read."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        return self._caller.departure()
+    def when_departed(self, told: Told) -> None:
+        """Calls `told` once if the caller leaves before he has his whole reply."""
+        self._exchange.when_departed(told)
 
     async def read(self, resolve: Resolve, cache_salt: str) -> Call:
         """The call, read and checked. Raises BadCall in its many forms, and CallerLeft."""
         self._check_head()
-        try:
-            async with asyncio.timeout(self._limits.body_timeout_s):
-                raw = await self._body()
-        except TimeoutError:
-            raise BodyTooSlow(self._limits.body_timeout_s) from None
+        raw = await self._exchange.body(self._limits.max_body_bytes, self._limits.body_timeout_s)
         fields = openai.read_chat(json_text.parse(raw), self._limits.max_choices, self._limits.also_allowed)
         model = resolve(fields.model)
         body = fields.body | {"model": model, "cache_salt": cache_salt}
@@ -112,32 +90,15 @@ class Arrival:
         )
 
     def _check_head(self) -> None:
-        content_type = self._header(b"content-type")
-        kind, _, parameters = content_type.lower().partition(";")
-        if kind.strip() != "application/json" or parameters.strip() not in (
-            "",
-            "charset=utf-8",
-            'charset="utf-8"',
-        ):
-            raise UnsupportedMediaType(content_type)
-        declared = self._header(b"content-length")
+        head = self._exchange.head
+        content_type = head.header(b"content-type")
+        if content_type != PLAIN_JSON:
+            kind, _, parameters = content_type.lower().partition(";")
+            if kind.strip() != PLAIN_JSON or parameters.strip() not in CHARSETS:
+                raise UnsupportedMediaType(content_type)
+        encoding = head.header(b"content-encoding")
+        if encoding and encoding.strip().lower() != "identity":
+            raise UnsupportedMediaType(content_type, encoding)
+        declared = head.header(b"content-length")
         if declared.isdecimal() and int(declared) > self._limits.max_body_bytes:
             raise BodyTooLarge(self._limits.max_body_bytes)
-
-    async def _body(self) -> bytes:
-        parts: list[bytes] = []
-        size = 0
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise CallerLeft
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > self._limits.max_body_bytes:
-                raise BodyTooLarge(self._limits.max_body_bytes)
-            if not message.get("more_body", False):
-                self._read = True
-                return b"".join(parts)
-
-    def _header(self, name: bytes) -> str:
-        return self._headers.get(name, b"").decode("latin-1")

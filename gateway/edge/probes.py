@@ -4,12 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import orjson
-
-from gateway.edge.arrival import Arrival
-from gateway.edge.rendering import Response
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 Readiness = Callable[[], tuple[bool, dict[str, Any]]]
 """Whether calls can be served, and the details to show."""
+
+JSON = "application/json"
 
 
 class Probes:
@@ -20,16 +22,21 @@ class Probes:
         self._metrics = metrics
         self._metrics_type = metrics_type
 
-    async def livez(self, arrival: Arrival, response: Response) -> None:
+    async def livez(self, request: Request) -> Response:
         """200 as long as the process answers."""
-        await response.whole(200, b'{"status":"alive"}', {})
+        return Response(b'{"status":"alive"}', media_type=JSON)
 
-    async def readyz(self, arrival: Arrival, response: Response) -> None:
+    async def readyz(self, request: Request) -> Response:
         """200 when some model can be called and the gateway is not draining, else 503; either way with the details."""
         ready, details = self._readiness()
         body = orjson.dumps({"status": "ready" if ready else "not ready", **details})
-        await response.whole(200 if ready else 503, body, {})
+        return Response(body, 200 if ready else 503, media_type=JSON)
 
-    async def metrics(self, arrival: Arrival, response: Response) -> None:
+    async def metrics(self, request: Request) -> Response:
         """Prometheus text exposition."""
-        await response.whole(200, self._metrics(), {"content-type": self._metrics_type})
+        return Response(self._metrics(), headers={"content-type": self._metrics_type})
+
+    def routes(self, *, with_metrics: bool) -> list[Route]:
+        """The routes, for the listener that everybody reaches or for the operators' own."""
+        health = [Route("/livez", self.livez), Route("/readyz", self.readyz)]
+        return [*health, Route("/metrics", self.metrics)] if with_metrics else health

@@ -4,33 +4,33 @@ Before the first byte an error is a status; after it, an event in the stream, fo
 """
 
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import aclosing
-from http import HTTPStatus
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import orjson
 
 from gateway import errors
-from gateway.call import Reply, Streamed
+from gateway.call import Reply, Whole
+from gateway.edge.exchange import CLOSE, STATUS_LINES, Exchange
 from gateway.errors import BadCall, GatewayError, LimitReached, Refused, Severed, Unserved
 from gateway.wire.events import encode_json
 
-Send = Callable[[Any], Awaitable[None]]
+JSON = b"content-type: application/json\r\n"
+EVENT_STREAM = b"content-type: text/event-stream; charset=utf-8\r\nx-accel-buffering: no\r\n"
 
 
 class Answer(NamedTuple):
-    """How an error looks to an OpenAI client."""
+    """How an error looks to an OpenAI client; `ends` where its connection cannot be used again."""
 
     status: int
     type: str
     code: str | None = None
     headers: Mapping[str, str] = {}
+    ends: bool = False
 
 
 INVALID = "invalid_request_error"
 NEVER_RETRY = {"x-should-retry": "false"}
-CLOSE = {"connection": "close"}
 # When to come back where a reply could not be begun, and no error says it better.
 RETRY_AFTER_S = 1.0
 
@@ -39,11 +39,13 @@ ANSWERS: Mapping[type[BaseException], Answer] = {
     errors.BadCall: Answer(400, INVALID),
     errors.UnsupportedParameter: Answer(400, INVALID, "unsupported_parameter"),
     errors.UnsupportedMediaType: Answer(415, INVALID),
-    errors.BodyTooLarge: Answer(413, INVALID, "request_too_large", CLOSE),
-    errors.BodyTooSlow: Answer(408, INVALID, None, CLOSE),
-    errors.NotHttp: Answer(400, INVALID, None, CLOSE),
-    errors.HeadTooLarge: Answer(431, INVALID, None, CLOSE),
-    errors.HeadTooSlow: Answer(408, INVALID, None, CLOSE),
+    errors.BodyTooLarge: Answer(413, INVALID, "request_too_large", ends=True),
+    errors.BodyTooSlow: Answer(408, INVALID, None, ends=True),
+    errors.NotHttp: Answer(400, INVALID, None, ends=True),
+    errors.HeadTooLarge: Answer(431, INVALID, None, ends=True),
+    errors.HeadTooSlow: Answer(408, INVALID, None, ends=True),
+    errors.TargetTooLong: Answer(414, INVALID, None, ends=True),
+    errors.ExpectationFailed: Answer(417, INVALID, None, ends=True),
     errors.ContextTooLong: Answer(400, INVALID, "context_length_exceeded"),
     errors.UnknownModel: Answer(404, INVALID, "model_not_found"),
     errors.NoSuchRoute: Answer(404, INVALID),
@@ -52,7 +54,7 @@ ANSWERS: Mapping[type[BaseException], Answer] = {
     errors.UnknownKey: Answer(401, INVALID, "invalid_api_key", {"www-authenticate": "Bearer"}),
     errors.LimitReached: Answer(429, "requests", "rate_limit_exceeded"),
     errors.Unserved: Answer(503, "service_unavailable_error", "server_is_overloaded"),
-    errors.Draining: Answer(503, "service_unavailable_error", "server_is_overloaded", CLOSE),
+    errors.Draining: Answer(503, "service_unavailable_error", "server_is_overloaded", ends=True),
     errors.EngineMisconfigured: Answer(500, "server_error", None, NEVER_RETRY),
     errors.Severed: Answer(503, "service_unavailable_error", "server_is_overloaded"),
     Exception: Answer(500, "server_error"),
@@ -96,72 +98,42 @@ def error_headers(error: BaseException) -> dict[str, str]:
     return found
 
 
+def lines(headers: Mapping[str, str]) -> bytes:
+    """Headers as lines of a head, each with its CR LF. Names and values are our own: they hold no line ends."""
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("latin-1")
+
+
+async def send(exchange: Exchange, reply: Reply) -> None:
+    """Answers with a reply; a stream as it comes. Raises what breaks the stream off."""
+    if isinstance(reply.content, Whole):
+        exchange.whole(200, JSON + reply.lines, reply.content.body)
+        return
+    exchange.begin(200, EVENT_STREAM + reply.lines)
+    await reply.content.pour(exchange)
+    exchange.end()
+
+
+def tell(exchange: Exchange, error: BaseException, standing: bytes) -> None:
+    """Answers with what went wrong, in the form that is still possible; `standing` are more header lines."""
+    if exchange.ended:
+        return
+    if exchange.started:
+        exchange.end(encode_json(error_body(error)))
+        return
+    answer = answer_to(error)
+    if answer.ends:
+        exchange.end_connection()
+    exchange.whole(answer.status, JSON + standing + lines(error_headers(error)), orjson.dumps(error_body(error)))
+
+
 def last_words(error: GatewayError, call_id: str) -> bytes:
     """A whole HTTP message for a connection that has no exchange to answer in."""
-    status, body = answer_to(error).status, orjson.dumps(error_body(error))
-    headers = encoded(call_id, {**error_headers(error), **CLOSE, **_document(body)})
-    lines = b"".join(b"%b: %b\r\n" % pair for pair in headers)
-    return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (status, HTTPStatus(status).phrase.encode(), lines, body)
-
-
-def encoded(call_id: str, headers: Mapping[str, str]) -> Iterable[tuple[bytes, bytes]]:
-    """Headers as they are sent: those that every answer has, and `headers`."""
-    everywhere = {"x-request-id": call_id, "cache-control": "no-store"}
-    return [(name.encode(), value.encode("latin-1")) for name, value in {**everywhere, **headers}.items()]
-
-
-def _document(body: bytes) -> dict[str, str]:
-    return {"content-type": "application/json", "content-length": str(len(body))}
-
-
-class Response:
-    """The one HTTP response of an exchange: remembers whether it has started, so that errors take the right form.
-
-    `unread` says whether some of the body is still to be read: such an exchange is the last one on its connection.
-    """
-
-    def __init__(self, send: Send, call_id: str, unread: Callable[[], bool]) -> None:
-        self._send = send
-        self._call_id = call_id
-        self._unread = unread
-        self.started = False
-
-    async def reply(self, reply: Reply, headers: Mapping[str, str]) -> None:
-        """Sends a reply; a stream chunk by chunk, each when the caller has room for it."""
-        if not isinstance(reply.content, Streamed):
-            await self.whole(200, reply.content.body, headers)
-            return
-        await self._start(
-            200, {**headers, "content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}
-        )
-        async with aclosing(reply.content.chunks) as chunks:
-            async for chunk in chunks:
-                await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await self._end(b"")
-
-    async def error(self, error: BaseException, headers: Mapping[str, str]) -> None:
-        """Tells the caller what went wrong, in the form that is still possible."""
-        if self.started:
-            await self._end(encode_json(error_body(error)))
-        else:
-            found = {**headers, **error_headers(error)}
-            await self.whole(answer_to(error).status, orjson.dumps(error_body(error)), found)
-
-    async def whole(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
-        """Sends one document: JSON, unless `headers` say otherwise."""
-        await self._start(status, {**_document(body), **headers})
-        await self._end(body)
-
-    async def _start(self, status: int, headers: Mapping[str, str]) -> None:
-        self.started = True
-        closing = CLOSE if self._unread() else {}
-        await self._send(
-            {
-                "type": "http.response.start",
-                "status": status,
-                "headers": encoded(self._call_id, {**headers, **closing}),
-            }
-        )
-
-    async def _end(self, body: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+    body = orjson.dumps(error_body(error))
+    own = {"x-request-id": call_id, "cache-control": "no-store", "content-length": str(len(body))}
+    return b"%b%b%b%b\r\n%b" % (
+        STATUS_LINES[answer_to(error).status],
+        JSON,
+        lines(own | error_headers(error)),
+        CLOSE,
+        body,
+    )

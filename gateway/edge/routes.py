@@ -1,77 +1,85 @@
-"""The routes of a listener as ASGI apps: read a call, open the pipeline, render. Exact paths, no redirects."""
+"""The routes of a listener. Calls are answered on their exchange; whatever is no call is a Starlette app beside them.
 
-from collections.abc import Awaitable, Callable, Collection, Iterable
+Exact paths, no redirects, and one last resort for errors.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import orjson
 import structlog
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route, Router
 
 from gateway.catalog import Catalog
-from gateway.edge.arrival import Arrival, ReadingLimits, Receive
-from gateway.edge.rendering import Response, Send
-from gateway.errors import CallerLeft, GatewayError, NoSuchRoute, SlowReader, UnknownModel, WrongMethod
+from gateway.edge import rendering
+from gateway.edge.arrival import Arrival, ReadingLimits
+from gateway.edge.asgi import Hosted, head_of
+from gateway.edge.exchange import Exchange
+from gateway.errors import CallerLeft, GatewayError, SlowReader, TooManyConnections, UnknownModel, WrongMethod
 from gateway.identity.keys import Keys
 from gateway.pipeline import Pipeline
 from gateway.wire.openai import CHAT_PATH
 
-Clock = Callable[[], float]
 Log = structlog.typing.FilteringBoundLogger
-Endpoint = Callable[[Arrival, Response], Awaitable[None]]
-"""Answers one exchange; what it raises is answered for it."""
+CallEndpoint = Callable[[Arrival, Exchange], Awaitable[None]]
+"""Answers a call; what it raises is answered for it."""
+Endpoint = Callable[[Request], Awaitable[Response]]
 
-READING = ("GET", "HEAD")
+JSON = "application/json"
 
 
 class Surface:
-    """What all routes share: an arrival and a response for each exchange, and the last resort for errors."""
+    """Everything that a listener answers: `calls` by their path, all else by `others`; `paths` of both."""
 
-    def __init__(self, limits: ReadingLimits, clock: Clock, new_id: Callable[[], str], log: Log) -> None:
+    def __init__(
+        self, calls: Mapping[str, CallEndpoint], others: Iterable[Route], limits: ReadingLimits, log: Log
+    ) -> None:
+        found = list(others)
+        self.paths: tuple[str, ...] = (*calls, *(route.path_format for route in found))
+        self._calls = calls
+        self._others = Hosted(Router(found, redirect_slashes=False), limits.max_body_bytes, limits.body_timeout_s)
         self._limits = limits
-        self._clock = clock
-        self._new_id = new_id
         self._log = log
 
-    async def meet(
-        self, scope: Any, receive: Receive, send: Send, endpoint: Endpoint, methods: Collection[str] | None
-    ) -> None:
-        """One exchange, from its head to its end; `methods` are those that the endpoint knows, None for all."""
-        call_id = self._new_id()
-        arrival = Arrival(scope, receive, call_id, self._clock(), self._limits)
-        response = Response(send, call_id, arrival.unread)
+    async def __call__(self, exchange: Exchange) -> None:
+        """One exchange, from its head to its end."""
+        arrival = Arrival(exchange, self._limits)
         try:
-            if methods is not None and arrival.method not in methods:
-                raise WrongMethod(arrival.method, ", ".join(methods))
-            await endpoint(arrival, response)
+            endpoint = self._calls.get(arrival.path)
+            if endpoint is None:
+                await self._others(exchange)
+            elif arrival.method != "POST":
+                raise WrongMethod(arrival.method, "POST")
+            else:
+                await endpoint(arrival, exchange)
         except (CallerLeft, SlowReader):
             return  # The connection is gone: there is nobody to answer.
         except Exception as error:
             if not isinstance(error, GatewayError):
-                self._log.error("call_failed", call=call_id, exc_info=error)
-            await response.error(error, arrival.standing())
+                self._log.error("call_failed", call=exchange.id, exc_info=error)
+            rendering.tell(exchange, error, arrival.standing())
+
+    async def surplus(self, exchange: Exchange) -> None:
+        """Answers on a connection beyond those that there may be."""
+        exchange.end_connection()
+        rendering.tell(exchange, TooManyConnections(), b"")
 
 
-class At:
-    """An endpoint as an ASGI app, for the methods that it knows."""
-
-    def __init__(self, surface: Surface, endpoint: Endpoint, methods: Collection[str] | None = READING) -> None:
-        self._surface = surface
-        self._endpoint = endpoint
-        self._methods = methods
-
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        await self._surface.meet(scope, receive, send, self._endpoint, self._methods)
-
-
-class ChatCompletions:
-    """POST /v1/chat/completions."""
+class Calls:
+    """A call's endpoint: opens the pipeline, and renders."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
 
-    async def __call__(self, arrival: Arrival, response: Response) -> None:
+    async def chat_completions(self, arrival: Arrival, exchange: Exchange) -> None:
+        """POST /v1/chat/completions."""
         async with self._pipeline.open(arrival) as reply:
-            await response.reply(reply, reply.headers)
+            await rendering.send(exchange, reply)
+
+    def by_path(self) -> Mapping[str, CallEndpoint]:
+        return {CHAT_PATH: self.chat_completions}
 
 
 class Models:
@@ -82,46 +90,24 @@ class Models:
         self._catalog = catalog
         self._created_s = created_s
 
-    async def all(self, arrival: Arrival, response: Response) -> None:
-        found = list(self._permitted(arrival).values())
-        await response.whole(200, orjson.dumps({"object": "list", "data": found}), {})
+    async def all(self, request: Request) -> Response:
+        found = list(self._permitted(request).values())
+        return Response(orjson.dumps({"object": "list", "data": found}), media_type=JSON)
 
-    async def one(self, arrival: Arrival, response: Response) -> None:
-        models = self._permitted(arrival)
-        name = arrival.path.removeprefix("/v1/models/")
+    async def one(self, request: Request) -> Response:
+        models = self._permitted(request)
+        name = request.path_params["name"]
         if name not in models:
             raise UnknownModel(name)
-        await response.whole(200, orjson.dumps(models[name]), {})
+        return Response(orjson.dumps(models[name]), media_type=JSON)
 
-    def _permitted(self, arrival: Arrival) -> dict[str, dict[str, Any]]:
-        principal = self._keys.authenticate(arrival.credential)
+    def _permitted(self, request: Request) -> dict[str, dict[str, Any]]:
+        principal = self._keys.authenticate(head_of(request).bearer)
         return {
             name: {"id": name, "object": "model", "created": self._created_s, "owned_by": "pagegate"}
             for name, canonical in self._catalog.names()
             if principal.may_call(canonical)
         }
 
-
-async def not_found(arrival: Arrival, response: Response) -> None:
-    """Whatever is no route."""
-    raise NoSuchRoute(arrival.method, arrival.path)
-
-
-def public(surface: Surface, pipeline: Pipeline, models: Models, probes: Iterable[tuple[str, Endpoint]]) -> Router:
-    """The public listener's routes."""
-    return _router(
-        surface,
-        Route(CHAT_PATH, At(surface, ChatCompletions(pipeline), ("POST",))),
-        Route("/v1/models", At(surface, models.all)),
-        Route("/v1/models/{name:path}", At(surface, models.one)),
-        *(Route(path, At(surface, probe)) for path, probe in probes),
-    )
-
-
-def operations(surface: Surface, probes: Iterable[tuple[str, Endpoint]]) -> Router:
-    """The routes of the listener for operators."""
-    return _router(surface, *(Route(path, At(surface, probe)) for path, probe in probes))
-
-
-def _router(surface: Surface, *known: Route) -> Router:
-    return Router(known, redirect_slashes=False, default=At(surface, not_found, methods=None))
+    def routes(self) -> list[Route]:
+        return [Route("/v1/models", self.all), Route("/v1/models/{name:path}", self.one)]

@@ -41,7 +41,7 @@ class Scraper:
 
     def __init__(self, connections: Connections, timeout_s: float) -> None:
         self._connections = connections
-        self._timeout_s = timeout_s
+        self._patience = connections.patience(timeout_s)
 
     async def health(self, address: Address) -> None:
         """Raises ProbeFailed unless the engine says that it is healthy."""
@@ -76,17 +76,19 @@ class Scraper:
             raise ProbeFailed(str(broken)) from None
         try:
             connection.send(message)
-            head = await connection.head(self._timeout_s)
+            self._patience.start(connection)
+            head = await connection.head()
             body = bytearray()
-            while part := await connection.read(self._timeout_s):
+            while part := await connection.read():
                 body += part
                 if len(body) > MAX_BYTES:
                     raise ProbeFailed(f"{path} answered without end")
         except TimeoutError:
-            raise ProbeFailed(f"{path} gave no answer within {self._timeout_s:g} s") from None
+            raise ProbeFailed(f"{path} gave no answer within {self._patience.delay_s:g} s") from None
         except Broken as broken:
             raise ProbeFailed(f"{path}: {broken}") from None
         finally:
+            self._patience.stop(connection)
             self._connections.release(connection, address)
         return head.status, bytes(body)
 

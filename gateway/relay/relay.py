@@ -1,14 +1,14 @@
-"""From an engine's answer to the caller's reply. Holds at most one read of the engine; the socket holds the rest.
+"""From an engine's answer to the caller's reply. Holds nothing: what the caller has no room for, the sockets hold.
 
 What is learnt on the way goes into the lease's delivery. A stream that breaks off raises: the edge tells the caller.
 """
 
-from collections.abc import AsyncGenerator, Callable
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import orjson
 
-from gateway.call import Call, Delivery, Streamed, Whole
+from gateway.call import Call, Delivery, Streamed, Taker, Whole
 from gateway.errors import EngineFailed
 from gateway.relay.watch import CUT_OFF, StreamWatch, usage_of
 
@@ -17,12 +17,15 @@ Gap = Callable[[float], None]
 
 
 class Answer(Protocol):
-    """An engine's answer that has begun: `first` is there, `read` gives the rest, b"" at its end. Raises Severed."""
+    """An engine's answer that has begun: `first` is there, `pour` gives the rest. Raises Severed."""
 
     first: bytes
+    document: dict[str, Any]
 
-    async def read(self) -> bytes: ...
-    async def finish(self) -> None: ...
+    async def pour(self, sink: Callable[[bytes], bool]) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    def finish(self) -> None: ...
 
 
 # What a token of a whole reply is taken for where the engine does not count them.
@@ -37,9 +40,8 @@ def relay(
     Raises EngineFailed for a whole reply in which a choice does not say why it ended, or that it was cut off.
     """
     if call.stream:
-        watch = StreamWatch(call, delivery, max_event_bytes)
-        return Streamed(_stream(answer, watch, delivery, clock, gap))
-    document = orjson.loads(answer.first)
+        return Stream(answer, StreamWatch(call, delivery, max_event_bytes), delivery, clock, gap)
+    document = answer.document
     choices = [choice for choice in _listed(document.get("choices")) if isinstance(choice, dict)]
     reasons = [choice["finish_reason"] for choice in choices if isinstance(choice.get("finish_reason"), str)]
     if len(reasons) < call.choices or not CUT_OFF.isdisjoint(reasons):
@@ -56,24 +58,49 @@ def _listed(value: object) -> list[object]:
     return value if isinstance(value, list) else []
 
 
-async def _stream(
-    answer: Answer, watch: StreamWatch, delivery: Delivery, clock: Clock, gap: Gap
-) -> AsyncGenerator[bytes, None]:
-    data = answer.first
-    delivery.first_at_s = delivery.last_at_s = clock()
-    while data:
-        passed = watch.pass_on(data)
-        if passed:
-            yield passed
+class Stream:
+    """A streamed reply. What one read of the engine brought goes to the caller in one write, as it comes."""
+
+    __slots__ = ("_answer", "_clock", "_delivery", "_gap", "_taker", "_watch")
+
+    def __init__(self, answer: Answer, watch: StreamWatch, delivery: Delivery, clock: Clock, gap: Gap) -> None:
+        self._answer = answer
+        self._watch = watch
+        self._delivery = delivery
+        self._clock = clock
+        self._gap = gap
+        delivery.first_at_s = delivery.last_at_s = clock()
+
+    async def pour(self, taker: Taker) -> None:
+        """Writes the reply to `taker`. Raises Severed where it breaks off."""
+        self._taker = taker
+        watch, answer = self._watch, self._answer
+        if self._pass(answer.first):
+            await answer.pour(self._take)
         if watch.fault:
             raise watch.fault
         if watch.done:
-            delivery.complete = True
-            await answer.finish()
-            return
-        data = await answer.read()
-        now_s = clock()
-        gap(now_s - delivery.last_at_s)
-        delivery.last_at_s = now_s
-    yield watch.end()
-    delivery.complete = True
+            answer.finish()
+        else:
+            taker.write(watch.end())
+        self._delivery.complete = True
+
+    def _take(self, data: bytes) -> bool:
+        """What one read brought; whether more is wanted."""
+        now_s = self._clock()
+        last_at_s, self._delivery.last_at_s = self._delivery.last_at_s, now_s
+        if last_at_s is not None:
+            self._gap(now_s - last_at_s)
+        return self._pass(data)
+
+    def _pass(self, data: bytes) -> bool:
+        watch, taker = self._watch, self._taker
+        passed = watch.pass_on(data)
+        if passed:
+            taker.write(passed)
+        if watch.done or watch.fault:
+            return False
+        if taker.full:
+            self._answer.pause()
+            taker.when_room(self._answer.resume)
+        return True

@@ -1,38 +1,72 @@
-"""JSON lines on standard error. Nothing but named fields is logged: never a prompt, a reply or a key."""
+"""JSON lines on standard error. Nothing but named fields is logged: never a prompt, a reply or a key.
+
+What happens now and then goes through structlog; the fields of a call's line are put together by whoever knows the
+call, and only rendered here. How lines reach the stream is `lines.py`'s business.
+"""
 
 import logging
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, Literal, Protocol
 
 import orjson
 import structlog
 
 from gateway.settings import TelemetrySettings
+from gateway.telemetry.lines import Lines
 
-Log = structlog.typing.FilteringBoundLogger
 EventDict = structlog.typing.EventDict
+Level = Literal["debug", "info", "warning", "error"]
 LONGEST_MESSAGE = 300
-LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+LEVELS: dict[Level, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+JSON_LINE = orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE
+
+
+class Log(structlog.typing.FilteringBoundLogger, Protocol):
+    """Where the gateway tells what happens."""
+
+    def line(self, level: Level, event: str, fields: dict[str, Any]) -> None:
+        """Logs an event past structlog, for a fraction of the cost. All fields are known, and have JSON."""
+
+
+class _WholeLines:
+    _logger: Lines
+    _lowest: int
+
+    def line(self, level: Level, event: str, fields: dict[str, Any]) -> None:
+        if LEVELS[level] >= self._lowest:
+            self._logger.write(_rendered(level, event, fields))
 
 
 def make(settings: TelemetrySettings, out: BinaryIO | None = None) -> Log:
     """A logger of its own: nothing global is configured."""
+    lowest = LEVELS[settings.log_level]
+    filtering = structlog.make_filtering_bound_logger(lowest)
     logger: Log = structlog.wrap_logger(
-        structlog.BytesLogger(out or sys.stderr.buffer),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            _places,
-            structlog.processors.JSONRenderer(serializer=_dumps),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[settings.log_level]),
+        Lines(out or sys.stderr.buffer, _lost),
+        processors=[_places, _known],
+        wrapper_class=type("Logger", (_WholeLines, filtering), {"_lowest": lowest}),
         context_class=dict,
-        cache_logger_on_first_use=True,
-    )
+    ).bind()
     return logger
+
+
+def _lost(lines: int) -> bytes:
+    return _rendered("warning", "log_lines_lost", {"lines": lines})
+
+
+def _known(logger: Any, method: str, fields: EventDict) -> bytes:
+    """What is known of an event, as a line."""
+    event = fields.pop("event")
+    return _rendered(method, event, {name: value for name, value in fields.items() if value is not None})
+
+
+def _rendered(level: str, event: str, fields: dict[str, Any]) -> bytes:
+    told = {"timestamp": datetime.now(UTC), "level": level, "event": event, **fields}
+    return orjson.dumps(told, default=_class, option=JSON_LINE)
 
 
 def _places(logger: Any, method: str, fields: EventDict) -> EventDict:
@@ -58,12 +92,6 @@ def _told(error: BaseException, known: frozenset[int] = frozenset()) -> Iterator
         for inner in error.exceptions:
             yield "in it\n"
             yield from _told(inner, known)
-
-
-def _dumps(fields: Any, **_: Any) -> bytes:
-    head = {name: fields.pop(name) for name in ("timestamp", "level", "event") if name in fields}
-    told = {**head, **{name: value for name, value in fields.items() if value is not None}}
-    return orjson.dumps(told, default=_class)
 
 
 def _class(value: object) -> str:

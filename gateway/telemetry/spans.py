@@ -1,4 +1,4 @@
-"""A call's trace. A call that is not sampled has identifiers and nothing else: no span is made for it.
+"""Trace contexts as they travel, and the spans of a call that is sampled; for one that is not, nothing here is made.
 
 Span names of stages are the stages' folders; the attempt on an engine is named and attributed as OpenTelemetry's
 GenAI conventions ask, and the engine's own span hangs below it.
@@ -25,17 +25,16 @@ from opentelemetry.trace import (
 
 from gateway.call import Call
 from gateway.errors import CallerLeft
-from gateway.fleet.replica import Blame, Replica
-from gateway.telemetry.metrics import Metrics
+from gateway.fleet.replica import Replica
 from gateway.telemetry.record import CallRecord, Outcome
 
 Entered = TypeVar("Entered")
 TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 
 
-def traceparent(trace_id: int, span_id: int, *, sampled: bool) -> str:
-    """A W3C trace context header."""
-    return f"00-{trace_id:032x}-{span_id:016x}-{int(sampled):02x}"
+def traceparent(trace_id: str, span_id: str, *, sampled: bool) -> str:
+    """A W3C trace context header, of identifiers in hexadecimal."""
+    return f"00-{trace_id}-{span_id}-{'01' if sampled else '00'}"
 
 
 def parse(header: str | None) -> SpanContext | None:
@@ -113,124 +112,33 @@ class Entering(Generic[Entered]):
         return await self._manager.__aexit__(kind, error, trace)
 
 
-class AttemptSpan:
-    """One attempt: from sending the call to an engine to the end of its answer.
+class Spans:
+    """The spans of one sampled call: a root, below the caller's span where it brought one, and what hangs below it."""
 
-    `traceparent` is what the engine continues the trace from; for a call that is not sampled it says so, which
-    keeps the engine from starting a trace of its own.
-    """
+    __slots__ = ("_context", "_root", "_tracer")
 
-    __slots__ = ("_begun_s", "_call", "_clock", "_metrics", "_record", "_replica", "_span", "_waiting", "traceparent")
-
-    def __init__(
-        self,
-        call: Call,
-        replica: Replica,
-        record: CallRecord,
-        metrics: Metrics,
-        clock: Callable[[], float],
-        span: Span | None,
-        traceparent: str,
-    ) -> None:
-        self._call = call
-        self._replica = replica
-        self._record = record
-        self._metrics = metrics
-        self._clock = clock
-        self._span = span
-        self.traceparent: str | None = traceparent
-        self._begun_s = clock()
-        self._waiting = True
-        record.attempts += 1
-        record.replica = replica.name
-
-    def answered(self) -> None:
-        """The engine's answer has begun."""
-        self._stop_waiting()
-
-    def end(self, error: BaseException | None, blame: Blame | None = None) -> None:
-        """The attempt failed, or its answer was read or left."""
-        given_up = "left" if self._waiting else "answered"
-        self._stop_waiting()
-        result = given_up if blame is None else blame.value
-        self._metrics.attempt(self._call.model, self._replica.name, result)
-        if self._span is not None:
-            self._span.set_attributes(response_attributes(self._record, self._begun_s))
-            end(self._span, error)
-
-    def _stop_waiting(self) -> None:
-        if self._waiting:
-            self._waiting = False
-            self._record.upstream_s += self._clock() - self._begun_s
-
-
-class CallTrace:
-    """One call under way: its record, and its spans where it is sampled."""
-
-    __slots__ = ("_clock", "_context", "_metrics", "_root", "_span_id", "_tracer", "record", "trace_id")
-
-    def __init__(
-        self, record: CallRecord, metrics: Metrics, clock: Callable[[], float], trace_id: int, span_id: int
-    ) -> None:
-        self.record = record
-        self.trace_id = trace_id
-        self._span_id = span_id
-        self._metrics = metrics
-        self._clock = clock
-        self._tracer: Tracer | None = None
-        self._root: Span | None = None
-        self._context: Context | None = None
-
-    def sample(self, tracer: Tracer, name: str, parent: SpanContext | None) -> None:
-        """Gives the call a root span, below the caller's where it brought one."""
+    def __init__(self, tracer: Tracer, name: str, parent: SpanContext | None) -> None:
+        above = Context() if parent is None else set_span_in_context(NonRecordingSpan(parent))
         self._tracer = tracer
-        context = None if parent is None else set_span_in_context(NonRecordingSpan(parent))
-        self._root = tracer.start_span(name, context or Context(), kind=SpanKind.SERVER)
+        self._root = tracer.start_span(name, above, kind=SpanKind.SERVER)
         self._context = set_span_in_context(self._root, Context())
-        self.trace_id = self._root.get_span_context().trace_id
-
-    def stage(self, name: str) -> Stage:
-        """The span of a stage, as a block."""
-        if self._tracer is None:
-            return UNSEEN
-        return SpanStage(self._tracer.start_span(name, self._context))
-
-    def entering(
-        self, name: str, manager: AbstractAsyncContextManager[Entered]
-    ) -> AbstractAsyncContextManager[Entered]:
-        """The same for a stage that holds something while the later ones run: its span ends once it holds it."""
-        return manager if self._tracer is None else Entering(self.stage(name), manager)
-
-    def attempt(self, replica: Replica, call: Call) -> AttemptSpan:
-        span, sent = None, traceparent(self.trace_id, self._span_id, sampled=False)
-        if self._tracer is not None:
-            span = self._tracer.start_span(
-                f"chat {call.model}", self._context, SpanKind.CLIENT, request_attributes(call, replica)
-            )
-            sent = traceparent(self.trace_id, span.get_span_context().span_id, sampled=True)
-        return AttemptSpan(call, replica, self.record, self._metrics, self._clock, span, sent)
 
     @property
-    def gap(self) -> Callable[[float], None]:
-        """Where the relay tells the time between two reads of a stream."""
-        return self._metrics.gaps(self.record.model).observe
+    def trace_id(self) -> str:
+        """In hexadecimal."""
+        return f"{self._root.get_span_context().trace_id:032x}"
 
-    def headers(self) -> dict[str, str]:
-        """How long the call took until now, split into our share and the engine's (Server-Timing, W3C)."""
-        total_ms = (self._clock() - self.record.received_at_s) * 1000
-        engine_ms = self.record.upstream_s * 1000
-        return {
-            "openai-processing-ms": f"{total_ms:.0f}",
-            "server-timing": f"gateway;dur={max(0.0, total_ms - engine_ms):.2f}, engine;dur={engine_ms:.2f}",
-            "x-pagegate-replica": self.record.replica or "",
-            "x-pagegate-trace": f"{self.trace_id:032x}",
-        }
+    def stage(self, name: str) -> SpanStage:
+        return SpanStage(self._tracer.start_span(name, self._context))
 
-    def end(self) -> None:
-        """Ends the root span with what the record holds by now."""
-        if self._root is not None:
-            self._root.set_attributes(root_attributes(self.record))
-            end(self._root, None if self.record.outcome is Outcome.OK else self.record.error)
+    def attempt(self, call: Call, replica: Replica) -> Span:
+        attributes = request_attributes(call, replica)
+        return self._tracer.start_span(f"chat {call.model}", self._context, SpanKind.CLIENT, attributes)
+
+    def end(self, record: CallRecord) -> None:
+        """Ends the root with what the record holds by now."""
+        self._root.set_attributes(root_attributes(record))
+        end(self._root, None if record.outcome is Outcome.OK else record.error)
 
 
 def end(span: Span, error: BaseException | None) -> None:

@@ -4,7 +4,6 @@ What counts as an answer: for a stream the first event, for a whole reply the wh
 is an `AttemptFailed`, and another replica may be tried; after that it is a `Severed`.
 """
 
-import asyncio
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 import orjson
 
 from gateway.call import Call
+from gateway.deadlines import Deadlines
 from gateway.errors import (
     BadCall,
     ContextTooLong,
@@ -25,12 +25,10 @@ from gateway.errors import (
     TimedOut,
 )
 from gateway.fleet.replica import Blame, Replica
-from gateway.http1 import Address, Broken, Connection, Connections
+from gateway.http1 import Address, Broken, Connection, Connections, Sink
 from gateway.settings import UpstreamSettings
 from gateway.wire.events import Cutter, Event, decode, split
 
-# How long an engine may take over the end of a message whose reply is complete.
-FAREWELL_S = 1.0
 EVENT_STREAM = b"text/event-stream"
 LONGEST_EXPLANATION = 64 * 1024
 # An engine's words may name its files and addresses; a caller learns neither.
@@ -63,16 +61,26 @@ def _failed(why: str) -> AttemptFailed:
 
 
 class Answer(Protocol):
-    """An engine's answer that has begun: `first` is there, `read` gives the rest."""
+    """An engine's answer that has begun: `first` is there, `pour` gives the rest.
+
+    Of a whole reply everything is there, and `document` is what it says.
+    """
 
     replica: Replica
     first: bytes
+    document: dict[str, Any]
 
-    async def read(self) -> bytes:
-        """More bytes; b"" at the end. Raises Severed."""
+    async def pour(self, sink: Sink) -> None:
+        """Gives `sink` what comes, as it comes, until the end or until it wants no more. Raises Severed."""
         ...
 
-    async def finish(self) -> None:
+    def pause(self) -> None:
+        """Holds the engine back for now; that it is silent is not its fault then."""
+        ...
+
+    def resume(self) -> None: ...
+
+    def finish(self) -> None:
         """The reply is complete, whatever the engine may still have to say."""
         ...
 
@@ -82,40 +90,57 @@ class Answer(Protocol):
 class HttpAnswer:
     """The answer on a connection; the connection is kept for other calls when its message came to an end."""
 
+    __slots__ = ("_connection", "_connections", "_finished", "_gap", "_sink", "document", "first", "replica")
+
     def __init__(
-        self, replica: Replica, connection: Connection, connections: Connections, first: bytes, gap_s: float
+        self,
+        replica: Replica,
+        connection: Connection,
+        connections: Connections,
+        gap: Deadlines[Connection],
+        first: bytes,
+        document: dict[str, Any],
     ) -> None:
         self.replica = replica
         self.first = first
+        self.document = document
         self._connection = connection
         self._connections = connections
-        self._gap_s = gap_s
-        self._loop = asyncio.get_running_loop()
-        self._silent_until_s: float | None = None
+        self._gap = gap
         self._finished = False
 
-    async def read(self) -> bytes:
-        now_s = self._loop.time()
-        end_s = self._silent_until_s or now_s + self._gap_s
+    async def pour(self, sink: Sink) -> None:
+        self._sink = sink
+        self._gap.start(self._connection)
         try:
-            data = await self._connection.read(max(0.0, end_s - now_s))
+            await self._connection.pour(self._take)
         except Broken:
             raise EngineLost from None
         except TimeoutError:
-            raise EngineStalled(self._gap_s) from None
-        # Comments keep a connection alive, and say nothing of the engine behind it: they do not count as headway.
-        commented = data.startswith(b":") and b"data" not in data
-        if commented and self._loop.time() > end_s:
-            raise EngineStalled(self._gap_s)
-        self._silent_until_s = end_s if commented else None
-        return data
+            raise EngineStalled(self._gap.delay_s) from None
+        finally:
+            self._gap.stop(self._connection)
 
-    async def finish(self) -> None:
+    def _take(self, data: bytes) -> bool:
+        # Comments keep a connection alive, and say nothing of the engine behind it: they do not count as headway.
+        if not data.startswith(b":") or b"data" in data:
+            self._gap.start(self._connection)
+        return self._sink(data)
+
+    def pause(self) -> None:
+        self._gap.stop(self._connection)
+        self._connection.pause()
+
+    def resume(self) -> None:
+        self._connection.resume()
+        self._gap.start(self._connection)
+
+    def finish(self) -> None:
         self._finished = True
 
     def close(self) -> None:
         if self._finished:
-            self._connections.release_at_end(self._connection, self.replica.address, FAREWELL_S)
+            self._connections.release_at_end(self._connection, self.replica.address)
         else:
             self._connections.release(self._connection, self.replica.address)
 
@@ -128,27 +153,25 @@ class Envelope:
     traceparent: str | None
 
     def head(self, address: Address, path: str, body_bytes: int) -> bytes:
-        lines = [
-            f"POST {path} HTTP/1.1",
-            f"host: {address}",
-            "content-type: application/json",
-            "accept-encoding: identity",
-            f"content-length: {body_bytes}",
-            f"x-request-id: {self.call_id}",
-        ]
-        if self.traceparent:
-            lines.append(f"traceparent: {self.traceparent}")
-        if address.api_key:
-            lines.append(f"authorization: Bearer {address.api_key}")
-        return "\r\n".join([*lines, "", ""]).encode("latin-1")
+        trace = f"traceparent: {self.traceparent}\r\n" if self.traceparent else ""
+        key = f"authorization: Bearer {address.api_key}\r\n" if address.api_key else ""
+        return (
+            f"POST {path} HTTP/1.1\r\nhost: {address}\r\n"
+            "content-type: application/json\r\naccept-encoding: identity\r\n"
+            f"content-length: {body_bytes}\r\nx-request-id: {self.call_id}\r\n{trace}{key}\r\n"
+        ).encode("latin-1")
 
 
 class HttpEngines:
     """Sends calls to engines over HTTP/1.1. Use as `async with`."""
 
     def __init__(self, settings: UpstreamSettings) -> None:
-        self._settings = settings
+        self._max_reply_bytes = settings.max_reply_bytes
         self._connections = Connections(settings.connect_timeout_s, settings.idle_connection_s)
+        self._asked = self._connections.patience(settings.connect_timeout_s)
+        self._called = self._connections.patience(settings.call_timeout_s)
+        self._started = self._connections.patience(settings.first_token_timeout_s)
+        self._gap = self._connections.patience(settings.gap_timeout_s)
 
     async def __aenter__(self) -> "HttpEngines":
         await self._connections.__aenter__()
@@ -164,7 +187,7 @@ class HttpEngines:
         kept = connection.exchanges > 0
         try:
             try:
-                first = await self._first(connection, call, replica, message, envelope)
+                return await self._first(connection, call, replica, message, envelope)
             except Broken as broken:
                 if not (kept and broken.silent):
                     raise
@@ -172,7 +195,7 @@ class HttpEngines:
                 # if it cannot be reached now, the call counts as begun.
                 connection.abort()
                 connection = await self._acquire(replica, fresh=True)
-                first = await self._first(connection, call, replica, message, envelope)
+                return await self._first(connection, call, replica, message, envelope)
         except Broken as broken:
             connection.abort()
             raise _failed(str(broken)) from broken
@@ -180,7 +203,6 @@ class HttpEngines:
             # Kept only if the engine's message came to its end: a rejection is no reason to part.
             self._connections.release(connection, replica.address)
             raise
-        return HttpAnswer(replica, connection, self._connections, first, self._settings.gap_timeout_s)
 
     async def _acquire(self, replica: Replica, *, fresh: bool = False) -> Connection:
         try:
@@ -190,28 +212,34 @@ class HttpEngines:
 
     async def _first(
         self, connection: Connection, call: Call, replica: Replica, message: bytes, envelope: Envelope
-    ) -> bytes:
-        """The first bytes of a good answer: some of a stream, all of a whole reply."""
-        patience_s = self._settings.first_token_timeout_s if call.stream else self._settings.call_timeout_s
+    ) -> HttpAnswer:
+        """A good answer as far as it must be there: the first event of a stream, all of a whole reply."""
+        patience = self._started if call.stream else self._called
+        patience.start(connection)
         connection.send(message)
         try:
-            async with asyncio.timeout(patience_s):
-                head = await connection.head(patience_s)
-                if head.status != 200:
-                    explanation = await _all(connection, LONGEST_EXPLANATION, patience_s)
-                    raise await self._rejection(head.status, explanation, call, replica, envelope)
-                streamed = head.headers.get(b"content-type", b"").startswith(EVENT_STREAM)
-                if streamed != call.stream or b"content-encoding" in head.headers:
-                    raise _failed("an answer of another kind than was asked for")
-                if not call.stream:
-                    return _document(await _all(connection, self._settings.max_reply_bytes, patience_s))
-                first, event = await _first_event(connection, self._settings.max_reply_bytes, patience_s)
+            head = await connection.head()
+            if head.status != 200:
+                explanation = await _all(connection, LONGEST_EXPLANATION)
+                raise await self._rejection(head.status, explanation, call, replica, envelope)
+            streamed = head.headers.get(b"content-type", b"").startswith(EVENT_STREAM)
+            if streamed != call.stream or b"content-encoding" in head.headers:
+                raise _failed("an answer of another kind than was asked for")
+            document: dict[str, Any] = {}
+            if call.stream:
+                first, event = await _first_event(connection, self._max_reply_bytes)
+                error = _leading_error(event)
+                if error is not None:
+                    raise await self._rejection(error.status, error.explanation, call, replica, envelope)
+            else:
+                first = await _all(connection, self._max_reply_bytes)
+                document = _document(first)
         except TimeoutError:
-            raise AttemptFailed(Blame.SLOW, TimedOut("answer from the engine", patience_s), begun=True) from None
-        error = _leading_error(event)
-        if error is not None:
-            raise await self._rejection(error.status, error.explanation, call, replica, envelope)
-        return first
+            what = TimedOut("answer from the engine", patience.delay_s)
+            raise AttemptFailed(Blame.SLOW, what, begun=True) from None
+        finally:
+            patience.stop(connection)
+        return HttpAnswer(replica, connection, self._connections, self._gap, first, document)
 
     async def _rejection(
         self, status: int, explanation: bytes, call: Call, replica: Replica, envelope: Envelope
@@ -239,19 +267,21 @@ class HttpEngines:
         if not replica.context_tokens or "messages" not in call.body:
             return None
         wanted = {"model": call.model, "messages": call.body["messages"], "tools": call.body.get("tools")}
-        body, patience_s = orjson.dumps(wanted), self._settings.connect_timeout_s
+        body = orjson.dumps(wanted)
         try:
             connection = await self._connections.acquire(replica.address, fresh=True)
         except Broken:
             return None
         try:
+            self._asked.start(connection)
             connection.send(envelope.head(replica.address, "/tokenize", len(body)) + body)
-            head = await connection.head(patience_s)
-            answer = orjson.loads(await _all(connection, self._settings.max_reply_bytes, patience_s))
+            head = await connection.head()
+            answer = orjson.loads(await _all(connection, self._max_reply_bytes))
             counted = answer["count"] if head.status == 200 else None
         except (Broken, TimeoutError, AttemptFailed, ValueError, KeyError, TypeError):
             return None
         finally:
+            self._asked.stop(connection)
             self._connections.release(connection, replica.address)
         completion = call.max_tokens or 0
         if not isinstance(counted, int) or counted + max(1, completion) <= replica.context_tokens:
@@ -259,11 +289,11 @@ class HttpEngines:
         return ContextTooLong(replica.context_tokens, counted, completion)
 
 
-async def _first_event(connection: Connection, limit_bytes: int, timeout_s: float) -> tuple[bytes, Event]:
+async def _first_event(connection: Connection, limit_bytes: int) -> tuple[bytes, Event]:
     """What came up to the first event, with all that came along with it; and that event. Comments are no events."""
     cutter, received = Cutter(), b""
     while len(received) <= limit_bytes:
-        data = await connection.read(timeout_s)
+        data = await connection.read()
         received += data
         event = next(filter(None, map(decode, split(cutter.feed(data)))), None)
         if not data or (event is not None and event.data == b"[DONE]"):
@@ -273,24 +303,25 @@ async def _first_event(connection: Connection, limit_bytes: int, timeout_s: floa
     raise _failed("an event beyond the size limit")
 
 
-async def _all(connection: Connection, limit_bytes: int, timeout_s: float) -> bytes:
-    parts = bytearray()
-    while part := await connection.read(timeout_s):
-        parts += part
-        if len(parts) > limit_bytes:
+async def _all(connection: Connection, limit_bytes: int) -> bytes:
+    parts, size = [], 0
+    while part := await connection.read():
+        parts.append(part)
+        size += len(part)
+        if size > limit_bytes:
             raise _failed("an answer beyond the size limit")
-    return bytes(parts)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _document(body: bytes) -> bytes:
-    """`body`, if it is a JSON object that reports no error; an engine may report one inside a 200."""
+def _document(body: bytes) -> dict[str, Any]:
+    """What `body` says, if it is a JSON object that reports no error; an engine may report one inside a 200."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
         raise _failed("an answer that is not JSON") from None
     if not isinstance(document, dict) or document.get("error"):
         raise _failed("an error inside a 200")
-    return body
+    return document
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ pytestmark = pytest.mark.anyio
 FOREVER = 1000.0
 
 
-async def guarded(calls: OpenCalls, body: Callable[[Guard], Awaitable[object]], deadline_s: float = FOREVER) -> None:
-    with Guard(calls, deadline_s) as guard:
+async def guarded(calls: OpenCalls, body: Callable[[Guard], Awaitable[object]]) -> None:
+    with Guard(calls) as guard:
         await body(guard)
 
 
@@ -29,7 +29,7 @@ async def assert_unharmed() -> None:
 
 async def test_an_interrupted_call_ends_with_the_first_reason() -> None:
     """Later ones change nothing."""
-    calls = OpenCalls()
+    calls = OpenCalls(FOREVER)
 
     async def body(guard: Guard) -> None:
         asyncio.get_running_loop().call_soon(guard.interrupt, CallerLeft())
@@ -44,7 +44,7 @@ async def test_an_interrupted_call_ends_with_the_first_reason() -> None:
 
 async def test_an_interruption_that_comes_as_the_block_goes_on_still_counts() -> None:
     """What was awaited is there, but the call has not run on yet: it is interrupted where it stands."""
-    calls = OpenCalls()
+    calls = OpenCalls(FOREVER)
     done: list[str] = []
 
     async def body(guard: Guard) -> None:
@@ -67,7 +67,7 @@ async def test_an_interruption_that_comes_as_the_block_goes_on_still_counts() ->
 
 async def test_an_interruption_after_the_end_is_none() -> None:
     """Timers and watchers that fire late find nobody."""
-    calls, guards = OpenCalls(), []
+    calls, guards = OpenCalls(FOREVER), []
 
     async def body(guard: Guard) -> None:
         guards.append(guard)
@@ -80,7 +80,7 @@ async def test_an_interruption_after_the_end_is_none() -> None:
 
 async def test_an_error_of_the_calls_own_is_not_hidden_by_an_interruption() -> None:
     """Where the call failed of itself while it was being interrupted, that is what happened."""
-    calls = OpenCalls()
+    calls = OpenCalls(FOREVER)
 
     async def body(guard: Guard) -> None:
         asyncio.get_running_loop().call_soon(guard.interrupt, CallerLeft())
@@ -96,7 +96,7 @@ async def test_an_error_of_the_calls_own_is_not_hidden_by_an_interruption() -> N
 
 async def test_a_time_limit_inside_a_call_does_not_swallow_its_interruption() -> None:
     """Both at once: the limit belongs to a part of the call, the interruption to all of it."""
-    calls = OpenCalls()
+    calls = OpenCalls(FOREVER)
 
     async def body(guard: Guard) -> None:
         try:
@@ -114,7 +114,7 @@ async def test_a_time_limit_inside_a_call_does_not_swallow_its_interruption() ->
 
 async def test_a_cancellation_from_outside_stays_one() -> None:
     """A task group that is left cancels its tasks: that is no GatewayError."""
-    calls = OpenCalls()
+    calls = OpenCalls(FOREVER)
     began = asyncio.Event()
 
     async def body(guard: Guard) -> None:
@@ -137,33 +137,50 @@ async def test_a_call_has_a_deadline() -> None:
         await asyncio.Event().wait()
 
     with pytest.raises(CallTimedOut):
-        await guarded(OpenCalls(), body, deadline_s=0.01)
+        await guarded(OpenCalls(0.01), body)
     await assert_unharmed()
 
 
-@pytest.mark.parametrize("error", [CallerLeft(), None])
-async def test_a_departure_ends_a_call_and_the_end_of_a_reply_does_not(error: GatewayError | None) -> None:
-    """A watcher that ends without an error has seen that the reply is complete."""
+class Leaver:
+    """A caller who may leave."""
 
-    async def departure() -> GatewayError | None:
-        return error
+    def __init__(self, departed: GatewayError | None = None) -> None:
+        self.departed = departed
+        self.told: list[Callable[[GatewayError], None]] = []
+
+    def when_departed(self, told: Callable[[GatewayError], None]) -> None:
+        self.told.append(told)
+
+
+async def test_a_departure_ends_a_call() -> None:
+    """With the error that says how the caller left."""
+    caller = Leaver()
 
     async def body(guard: Guard) -> None:
-        guard.watch(departure)
-        for _ in range(5):
-            await asyncio.sleep(0)
+        guard.watch(caller)
+        asyncio.get_running_loop().call_soon(caller.told[0], CallerLeft())
+        await asyncio.Event().wait()
 
-    if error is None:
-        await guarded(OpenCalls(), body)
-    else:
-        with pytest.raises(CallerLeft):
-            await guarded(OpenCalls(), body)
+    with pytest.raises(CallerLeft):
+        await guarded(OpenCalls(FOREVER), body)
+    await assert_unharmed()
+
+
+async def test_a_caller_who_has_left_already_is_not_served() -> None:
+    """Nobody tells of his departure a second time."""
+
+    async def body(guard: Guard) -> None:
+        guard.watch(Leaver(CallerLeft()))
+        raise AssertionError("the call went on")
+
+    with pytest.raises(CallerLeft):
+        await guarded(OpenCalls(FOREVER), body)
     await assert_unharmed()
 
 
 async def test_calls_are_refused_once_no_more_are_taken() -> None:
     """Those under way go on, and the last one ends the wait."""
-    calls, let_go = OpenCalls(), asyncio.Event()
+    calls, let_go = OpenCalls(FOREVER), asyncio.Event()
 
     async def body(guard: Guard) -> None:
         await let_go.wait()

@@ -45,7 +45,7 @@ async def test_a_caller_who_stops_reading_loses_his_stream() -> None:
             assert (await harness.ended())["outcome"] == "ok"
             line = await harness.ended(2)
             assert (line["outcome"], line["error"]) == ("severed", "SlowReader")
-            assert repr(harness.serving._public.callers) == "<Callers 0 connections>"
+            assert repr(harness.serving._public.callers) == "<Callers 0 connections, 0 exchanges>"
             await engine.idle()
             assert (engine.aborted, engine.served) == (1, 1)
             # Far more than a caller's share was never made: 2000 tokens would be 20 MB.
@@ -65,8 +65,8 @@ async def test_a_caller_who_does_not_read_a_long_document_holds_no_slot_and_no_m
         async with WireClient(harness.url, receive_buffer_bytes=4096) as client:
             await client.send("POST", CHAT, json=hello(), headers=bearer())
             assert (await harness.ended())["outcome"] == "ok"
-            assert repr(harness.serving._public.callers) == "<Callers 1 connections>"
-            await harness.serving._public.callers.left(5)
+            assert repr(harness.serving._public.callers) == "<Callers 1 connections, 0 exchanges>"
+            await harness.serving._public.callers.gone(5)
             assert await until_reset(client) < 20_000_000
 
 
@@ -100,7 +100,7 @@ async def test_a_broken_stream_of_a_caller_who_does_not_read_ends_too() -> None:
             await begun(client)
             line = await harness.ended()
             assert line["error"] in ("EngineStalled", "SlowReader")
-            await harness.serving._public.callers.left(5)
+            await harness.serving._public.callers.gone(5)
             await until_reset(client)
         await engine.idle()
 
@@ -116,7 +116,7 @@ async def test_a_shutdown_does_not_wait_for_a_caller_who_does_not_read() -> None
             await client.send("POST", CHAT, json=hello(stream=True), headers=bearer())
             await begun(client)
             await harness.serving.drain()
-            await harness.serving._public.callers.left(0.1)
+            await harness.serving._public.callers.gone(0.1)
             assert (await harness.ended())["error"] in ("ShuttingDown", "CallerLeft")
             await until_reset(client)
         await engines["a"].idle()

@@ -31,16 +31,40 @@ async def test_a_trailer_is_no_header(engines: ScriptedEngines) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["h2c", "websocket"])
-async def test_a_body_behind_an_upgrade_is_never_the_next_call(engines: ScriptedEngines, protocol: str) -> None:
-    """The call is refused and the connection ends: what follows the head is not read as a call of its own."""
+@pytest.mark.parametrize("together", [True, False])
+async def test_a_body_behind_an_upgrade_is_never_the_next_call(
+    engines: ScriptedEngines, protocol: str, together: bool
+) -> None:
+    """An upgrade is ignored (RFC 9110, 7.8): what follows the head is its body, however it came, then the next head."""
     hidden = b"GET /metrics HTTP/1.1\r\nHost: g\r\n\r\n"
     pairs = [BEARER, ("Connection", "Upgrade"), ("Upgrade", protocol), ("Content-Type", "application/json")]
-    head = message("POST", "/v1/chat/completions", body=hidden, headers=pairs).removesuffix(hidden)
+    call = message("POST", "/v1/chat/completions", body=hidden, headers=pairs)
     async with gateway({"a": engines["a"].url}) as harness, WireClient(harness.url) as client:
-        await client.send_raw(head)
+        for part in [call] if together else [call.removesuffix(hidden), hidden]:
+            await client.send_raw(part)
         reply = await client.reply()
         assert (reply.status, reply.json["error"]["type"]) == (400, "invalid_request_error")
-        assert await client.read_to_end() == b""
+        assert "not valid JSON" in reply.json["error"]["message"]
+        assert (await client.get("/livez")).json == {"status": "alive"}
+
+
+@pytest.mark.parametrize("framing", ["content-length", "transfer-encoding"])
+async def test_a_client_that_would_rather_speak_http_2_is_served(engines: ScriptedEngines, framing: str) -> None:
+    """Java's HttpClient asks for h2c with every call until it is told otherwise."""
+    settings = ("HTTP2-Settings", "AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA")
+    pairs = [BEARER, ("Connection", "Upgrade, HTTP2-Settings"), ("Upgrade", "h2c"), settings]
+    pairs.append(("Content-Type", "application/json"))
+    call = message("POST", "/v1/chat/completions", json=BODY, headers=pairs)
+    if framing == "transfer-encoding":
+        head, _, body = call.partition(b"\r\n\r\n")
+        lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"content-length")]
+        chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        call = b"\r\n".join([*lines, b"transfer-encoding: chunked", b"", b""]) + chunked
+    async with gateway({"a": engines["a"].url}) as harness, WireClient(harness.url) as client:
+        for _ in range(2):
+            await client.send_raw(call)
+            assert (await client.reply()).status == 200
+    assert engines["a"].calls_seen == 2
 
 
 @pytest.mark.parametrize("name", ["Authorization", "Content-Type", "Host", "Traceparent"])

@@ -1,0 +1,74 @@
+"""A stream that takes lines and is never waited for: one that is stuck, closed or left costs lines, never a call."""
+
+import io
+import select
+import threading
+from collections.abc import Callable
+from typing import BinaryIO
+
+# A pipe that says it has room has room for so much: writing it does not wait.
+PIECE_BYTES = select.PIPE_BUF
+
+
+class Lines:
+    """Writes lines, each with its end, in the order in which they come. From any thread.
+
+    Of lines that the stream does not take only the number is kept: `lost` makes it a line, which is written before
+    the first one that is taken again.
+    """
+
+    def __init__(self, out: BinaryIO, lost: Callable[[int], bytes]) -> None:
+        # Nothing may stay in a buffer: it would be tried again later, at the latest when the process ends.
+        self._out = out.raw if isinstance(out, io.BufferedWriter) else out
+        self._told_lost = lost
+        self._lost = 0
+        self._torn = False
+        self._room = _room(out)
+        self._lock = threading.Lock()
+
+    def write(self, line: bytes) -> None:
+        """Writes a line now, or never."""
+        with self._lock:
+            if self._lost and not self._catch_up():
+                self._lost += 1
+            elif not self._take(line):
+                self._lost = 1
+
+    # What structlog calls its loggers' methods.
+    debug = info = warning = error = critical = write
+
+    def _catch_up(self) -> bool:
+        """Whether the stream takes lines again."""
+        if not self._take((b"\n" if self._torn else b"") + self._told_lost(self._lost)):
+            return False
+        self._lost, self._torn = 0, False
+        return True
+
+    def _take(self, line: bytes) -> bool:
+        """Whether the stream took all of it. Of a long line it may take a part."""
+        if len(line) <= PIECE_BYTES:
+            return self._take_piece(line)
+        for at in range(0, len(line), PIECE_BYTES):
+            if not self._take_piece(line[at : at + PIECE_BYTES]):
+                self._torn = at > 0
+                return False
+        return True
+
+    def _take_piece(self, piece: bytes) -> bool:
+        try:
+            if self._room is not None and not self._room.poll(0):
+                return False
+            return self._out.write(piece) == len(piece)
+        except (OSError, ValueError):  # Nobody reads it, its disk is full; or it was closed.
+            return False
+
+
+def _room(out: BinaryIO) -> "select.poll | None":
+    """What tells whether a stream has room; None for one in memory, which has."""
+    try:
+        descriptor = out.fileno()
+    except OSError:
+        return None
+    room = select.poll()
+    room.register(descriptor, select.POLLOUT)
+    return room
