@@ -31,6 +31,7 @@ from gateway.routing.router import Router as ReplicaRouter
 from gateway.settings import Settings, secret_of
 from gateway.telemetry import logs, metrics
 from gateway.telemetry.export import exporting
+from gateway.telemetry.lag import LoopLag
 from gateway.telemetry.logs import Log
 from gateway.telemetry.telemetry import Telemetry
 from gateway.upstream.dispatch import Dispatcher
@@ -85,6 +86,7 @@ async def running(
             )
         )
         instruments = metrics.Metrics(fleet.snapshot, lambda: gate.running)
+        await up.enter_async_context(LoopLag(instruments.loop_lag.observe, clock))
         pipeline = Pipeline(
             keys=keys,
             catalog=catalog,

@@ -18,8 +18,7 @@ class Usage(NamedTuple):
         return self.prompt_tokens + self.completion_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One call, read and checked. `body` holds exactly the fields that go upstream, `payload` the same as JSON.
 
     `model` is the canonical name: aliases are resolved. `max_tokens` is per choice, None when the caller
@@ -56,8 +55,7 @@ class Delivery:
     finish_reasons: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Whole:
+class Whole(NamedTuple):
     """A reply that is one JSON document."""
 
     body: bytes
@@ -70,6 +68,7 @@ class Taker(Protocol):
 
     def write(self, data: bytes) -> None: ...
     def when_room(self, told: Callable[[], None]) -> None: ...
+    async def room(self) -> None: ...
 
 
 class Streamed(Protocol):
@@ -80,8 +79,7 @@ class Streamed(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """What goes back to the caller. `lines` are header lines with their CR LF, and ours alone: none is the engine's."""
 
     content: Whole | Streamed

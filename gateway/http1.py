@@ -10,9 +10,8 @@ import os
 import socket
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -26,8 +25,7 @@ HIGH_WATER_BYTES = 256 * 1024
 FAREWELL_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """Where an engine listens, and the key that it wants."""
 
     host: str
@@ -62,8 +60,7 @@ class Broken(Exception):
         self.silent = silent
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """Status and headers of an answer; names in lower case."""
 
     status: int

@@ -53,7 +53,7 @@ class Guard:
 
     def __enter__(self) -> Self:
         self._open_calls.add(self)
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._open_calls.loop)
         assert task is not None
         self._task = task
         self._cancelling = task.cancelling()
@@ -85,6 +85,8 @@ class OpenCalls:
     """The calls under way; `<OpenCalls 3>`. None may take longer than `deadline_s`."""
 
     def __init__(self, deadline_s: float) -> None:
+        # To ask for the running loop is a system call on some Pythons.
+        self.loop = asyncio.get_running_loop()
         self._deadlines = Deadlines(deadline_s, self._end)
         self._guards: set[Guard] = set()
         self._closed = False

@@ -5,9 +5,9 @@ step without a pause, or none. How many tokens a call takes is `cost.py`'s busin
 """
 
 import math
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import TracebackType
 
 from gateway.admission.cost import Cost, Estimator, charge
 from gateway.admission.limits import ROUNDING, Bucket, Slots
@@ -38,6 +38,34 @@ class Meter:
             Slots(limits.concurrent_calls) if limits.concurrent_calls else None,
         )
 
+    def refusals(self, cost: Cost, now_s: float) -> Iterator[LimitReached]:
+        """The limits that a call of this cost would exceed now."""
+        if self.slots and self.slots.taken >= self.slots.size:
+            yield LimitReached("concurrent_calls", self.slots.size, self.owner, SLOT_RETRY_S)
+        if self.requests and (wait_s := self.requests.wait_s(1, now_s)) != 0:
+            yield LimitReached("requests_per_minute", self.requests.size, self.owner, wait_s)
+        if self.tokens and (wait_s := self.tokens.wait_s(cost.total_tokens, now_s)) != 0:
+            yield LimitReached("tokens_per_minute", self.tokens.size, self.owner, wait_s)
+
+    def take(self, tokens: int) -> None:
+        if self.requests:
+            self.requests.take(1)
+        if self.tokens:
+            self.tokens.take(tokens)
+        if self.slots:
+            self.slots.taken += 1
+
+    def settle(self, requests: int, tokens: int, now_s: float) -> None:
+        """Gives back what a call took and did not use, and its slot."""
+        if self.requests and requests:
+            self.requests.refill(now_s)
+            self.requests.give_back(requests)
+        if self.tokens:
+            self.tokens.refill(now_s)
+            self.tokens.give_back(tokens)
+        if self.slots:
+            self.slots.taken -= 1
+
 
 @dataclass(slots=True)
 class Lease:
@@ -61,22 +89,14 @@ class Gate:
         self._max_running = settings.max_running
         self._estimator = Estimator(settings.completion_tokens)
         self._meters: dict[tuple[str, str], Meter] = {}
+        self._metered: dict[tuple[str, str], tuple[Meter, ...]] = {}
         self.running = 0
         self.refused = 0
         self.shed = 0
 
-    @asynccontextmanager
-    async def admit(self, principal: Principal, call: Call) -> AsyncIterator[Lease]:
-        """Holds a lease while the block runs, and settles it after. Raises LimitReached, GateClosed."""
-        lease = self.reserve(principal, call)
-        error: BaseException | None = None
-        try:
-            yield lease
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            self.settle(lease, call, error)
+    def admit(self, principal: Principal, call: Call) -> "Admission":
+        """Holds a lease while the block runs, and settles it after. Entering raises LimitReached, GateClosed."""
+        return Admission(self, principal, call)
 
     def reserve(self, principal: Principal, call: Call) -> Lease:
         """Takes what the call needs from every limit, or raises and takes nothing."""
@@ -84,19 +104,15 @@ class Gate:
             self.shed += 1
             raise GateClosed(self.running)
         now_s = self._clock()
-        meters = tuple(self._meters_of(principal, now_s))
+        meters = self._meters_of(principal, now_s)
         cost = _fitted(self._estimator.estimate(call), meters)
-        refusals = list(_refusals(meters, cost, now_s))
+        refusals = [refusal for meter in meters for refusal in meter.refusals(cost, now_s)]
         if refusals:
             self.refused += 1
             raise max(refusals, key=_patience_s)
+        tokens = cost.total_tokens
         for meter in meters:
-            if meter.requests:
-                meter.requests.take(1)
-            if meter.tokens:
-                meter.tokens.take(cost.total_tokens)
-            if meter.slots:
-                meter.slots.taken += 1
+            meter.take(tokens)
         self.running += 1
         return Lease(cost, meters)
 
@@ -107,38 +123,54 @@ class Gate:
         lease.charged = charge(lease.cost, lease.delivery, error)
         self._estimator.learn(call, lease.charged)
         now_s = self._clock()
-        unserved = isinstance(error, Unserved)
+        requests = int(isinstance(error, Unserved))
+        tokens = lease.cost.total_tokens - lease.charged.total_tokens
         for meter in lease.meters:
-            if meter.requests and unserved:
-                meter.requests.refill(now_s)
-                meter.requests.give_back(1)
-            if meter.tokens:
-                meter.tokens.refill(now_s)
-                meter.tokens.give_back(lease.cost.total_tokens - lease.charged.total_tokens)
-            if meter.slots:
-                meter.slots.taken -= 1
+            meter.settle(requests, tokens, now_s)
         self.running -= 1
 
     def lines(self, principal: Principal) -> bytes:
         """The x-ratelimit-* header lines of a principal now: what a call that was refused is answered with."""
         now_s = self._clock()
-        meters = tuple(self._meters_of(principal, now_s))
+        meters = self._meters_of(principal, now_s)
         for bucket in (bucket for meter in meters for bucket in (meter.requests, meter.tokens) if bucket):
             bucket.refill(now_s)
         return _lines(meters)
 
-    def _meters_of(self, principal: Principal, now_s: float) -> Iterator[Meter]:
+    def _meters_of(self, principal: Principal, now_s: float) -> tuple[Meter, ...]:
         tenant = principal.tenant
-        for kind, name, limits in (("key", principal.name, principal.limits), ("tenant", tenant.name, tenant.limits)):
-            if limits == UNLIMITED:
-                continue
-            meter = self._meters.get((kind, name))
-            if meter is None:
-                meter = self._meters[kind, name] = Meter.of(f"{kind} {name}", limits, now_s)
-            yield meter
+        found = self._metered.get((principal.name, tenant.name))
+        if found is None:
+            owners = (("key", principal.name, principal.limits), ("tenant", tenant.name, tenant.limits))
+            found = self._metered[principal.name, tenant.name] = tuple(
+                self._meters.setdefault((kind, name), Meter.of(f"{kind} {name}", limits, now_s))
+                for kind, name, limits in owners
+                if limits != UNLIMITED
+            )
+        return found
 
     def __repr__(self) -> str:
         return f"<Gate {self.running} running, {self.refused} refused, {self.shed} shed>"
+
+
+class Admission:
+    """One call's time inside the gate."""
+
+    __slots__ = ("_call", "_gate", "_lease", "_principal")
+
+    def __init__(self, gate: Gate, principal: Principal, call: Call) -> None:
+        self._gate = gate
+        self._principal = principal
+        self._call = call
+
+    async def __aenter__(self) -> Lease:
+        self._lease = self._gate.reserve(self._principal, self._call)
+        return self._lease
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._gate.settle(self._lease, self._call, error)
 
 
 def _fitted(cost: Cost, meters: tuple[Meter, ...]) -> Cost:
@@ -147,16 +179,6 @@ def _fitted(cost: Cost, meters: tuple[Meter, ...]) -> Cost:
     if not cost.open_ended or not sizes:
         return cost
     return cost._replace(completion_tokens=max(1, min(cost.completion_tokens, min(sizes) - cost.prompt_tokens)))
-
-
-def _refusals(meters: tuple[Meter, ...], cost: Cost, now_s: float) -> Iterator[LimitReached]:
-    for meter in meters:
-        if meter.slots and meter.slots.taken >= meter.slots.size:
-            yield LimitReached("concurrent_calls", meter.slots.size, meter.owner, SLOT_RETRY_S)
-        if meter.requests and (wait_s := meter.requests.wait_s(1, now_s)) != 0:
-            yield LimitReached("requests_per_minute", meter.requests.size, meter.owner, wait_s)
-        if meter.tokens and (wait_s := meter.tokens.wait_s(cost.total_tokens, now_s)) != 0:
-            yield LimitReached("tokens_per_minute", meter.tokens.size, meter.owner, wait_s)
 
 
 def _patience_s(refusal: LimitReached) -> float:

@@ -26,8 +26,10 @@ class Bucket:
 
     def refill(self, now_s: float) -> None:
         """Brings the bucket up to now. A clock that was set back gives nothing, and goes on from there."""
-        passed_s = max(0.0, now_s - self.at_s)
-        self.level = min(self.size, self.level + passed_s * self.size / MINUTE_S)
+        passed_s = now_s - self.at_s
+        if passed_s > 0:
+            level = self.level + passed_s * self.size / MINUTE_S
+            self.level = level if level < self.size else self.size
         self.at_s = now_s
 
     def wait_s(self, units: float, now_s: float) -> float | None:

@@ -106,16 +106,9 @@ class _Talk:
             exchange.begin(self._start["status"], self._lines())
         if more:
             exchange.write(body)
-            await self._room()
+            await exchange.room()
         else:
             exchange.end(body)
-
-    async def _room(self) -> None:
-        if self._exchange.full:
-            room = asyncio.Event()
-            self._exchange.when_room(room.set)
-            self._exchange.when_departed(lambda error: room.set())
-            await room.wait()
 
     def _lines(self) -> bytes:
         return b"".join(

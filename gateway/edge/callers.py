@@ -48,8 +48,10 @@ class Callers:
         self._app = app
         self._surplus = surplus
         self._connections: set[CallerConnection] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        # Tasks are kept here: an event loop holds them weakly.
+        self._tasks: dict[Exchange, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
 
     def connection(self) -> CallerConnection:
         """A protocol for a connection that was accepted."""
@@ -64,7 +66,7 @@ class Callers:
         self.retire()
         for connection in tuple(self._connections):
             connection.retire()
-        asyncio.get_running_loop().call_later(FIRST_CALL_S, self._close_silent)
+        self._loop.call_later(FIRST_CALL_S, self._close_silent)
 
     async def gone(self, within_s: float) -> None:
         """Waits until no connection is open and no exchange runs; cuts off what is left after `within_s`."""
@@ -90,17 +92,14 @@ class Callers:
 
     def serve(self, connection: CallerConnection, exchange: Exchange) -> None:
         """Has an exchange answered, in a task of its own."""
-        task = asyncio.get_running_loop().create_task(self._answer(connection, exchange))
-        self._tasks.add(task)
+        self._tasks[exchange] = self._loop.create_task(self._answer(connection, exchange))
 
     async def _answer(self, connection: CallerConnection, exchange: Exchange) -> None:
         try:
             await (self._surplus if connection.surplus else self._app)(exchange)
         finally:
             connection.abandoned(exchange)
-            task = asyncio.current_task()
-            assert task is not None
-            self._tasks.discard(task)
+            del self._tasks[exchange]
             if self.retiring:
                 self._changed.set()
 

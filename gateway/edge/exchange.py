@@ -108,13 +108,17 @@ class Exchange:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _rest(self, within_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._waiter = loop.create_future()
-        timer = loop.call_later(within_s, self.fail, BodyTooSlow(within_s))
+        timer = asyncio.get_running_loop().call_later(within_s, self.fail, BodyTooSlow(within_s))
+        try:
+            await self._news()
+        finally:
+            timer.cancel()
+
+    async def _news(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
         try:
             await self._waiter
         finally:
-            timer.cancel()
             self._waiter = None
 
     # The answer.
@@ -160,6 +164,13 @@ class Exchange:
     def when_room(self, told: Callable[[], None]) -> None:
         """Calls `told` once the caller has taken up what waits for him; never if he leaves first."""
         self._on_room = told
+
+    async def room(self) -> None:
+        """Waits until the caller has taken up what waits for him. Raises how he left, if he does."""
+        while self.full and self._departed is None:
+            await self._news()
+        if self._departed is not None:
+            raise self._departed
 
     @property
     def keep_alive(self) -> bool:
@@ -223,6 +234,7 @@ class Exchange:
     def empty(self) -> None:
         """The caller has taken up what waited."""
         self.full = False
+        self._wake()
         told, self._on_room = self._on_room, None
         if told is not None:
             told()

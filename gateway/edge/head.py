@@ -6,7 +6,7 @@ differently, and what is decided by a head alone: whether a connection may be us
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import unquote
 
 import httptools
@@ -20,8 +20,7 @@ SINGLE = (b"authorization", b"content-encoding", b"content-type", b"expect", b"h
 HOST = re.compile(rb"(?:[\w.~%!$&'()*+,;=-]*|\[[\w:.%]+\])(?::\d*)?", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """Method, decoded path and headers of one call; names of headers in lower case, of repeated ones the last value.
 
     `repeated` is one of `SINGLE` that is given more than once. `keep_alive`: the caller is content to go on.

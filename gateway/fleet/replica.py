@@ -2,6 +2,7 @@
 
 import enum
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from gateway.http1 import Address
 
@@ -51,8 +52,7 @@ class Replica:
         return f"<Replica {self.name} {state}, {self.in_flight} in flight>"
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """The replicas at one moment, by canonical model name. Read it without awaiting in between."""
 
     pools: dict[str, tuple[Replica, ...]]

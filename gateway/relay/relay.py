@@ -83,6 +83,7 @@ class Stream:
             answer.finish()
         else:
             taker.write(watch.end())
+        await taker.room()
         self._delivery.complete = True
 
     def _take(self, data: bytes) -> bool:

@@ -13,9 +13,16 @@ from gateway.call import Call, Delivery, Usage
 from gateway.errors import EngineBroke, ReplyIncomplete, Severed
 from gateway.wire.events import DONE, Cutter, Event, decode, split
 
-# Any of these in a block and its events are looked into. In the text of a reply they stand escaped (\"usage\"),
-# so ordinary tokens do not match; a false match costs microseconds.
-REMARKABLE = (b'"usage"', b'"error"', b'finish_reason":"', b'finish_reason": "', b"[DONE]", b"event:")
+# With any of these an event is looked into, unless the second says that there is nothing to see. In the text of a
+# reply they stand escaped (\"usage\"), so ordinary tokens do not match; a false match costs microseconds.
+REMARKABLE = (
+    (b'finish_reason"', b'finish_reason":null'),
+    (b'"usage"', b'"usage":null'),
+    (b'"error"', b'"error":null'),
+)
+DECISIVE = (b"[DONE]", b"event:")
+# How they mostly look: where one of these stands first, what is before it is mostly plain.
+USUAL = (b'finish_reason":"', b'"usage":{', *DECISIVE)
 # Why vLLM ended a choice that it did not finish: it shuts down, was paused, or lost the call.
 CUT_OFF = frozenset({"abort", "error"})
 
@@ -62,13 +69,12 @@ class StreamWatch:
         return len(self._finished) >= self._call.choices
 
     def _look(self, whole: bytes) -> bytes:
-        for mark in REMARKABLE:
-            if mark in whole:
-                return self._sift(whole)
-        self._delivery.events += whole.startswith(b"data:") + whole.count(b"\ndata:")
-        if b"\r" in whole:
-            self._delivery.events += whole.count(b"\rdata:")
-        return whole
+        if _is_plain(whole):
+            self._delivery.events += _data_events(whole)
+            return whole
+        start = _plain_until(whole)
+        self._delivery.events += _data_events(whole[:start])
+        return whole[:start] + self._sift(whole[start:])
 
     def _sift(self, whole: bytes) -> bytes:
         kept = []
@@ -121,6 +127,26 @@ class StreamWatch:
                 max(known.completion_tokens, usage.completion_tokens),
                 max(known.cached_tokens, usage.cached_tokens),
             )
+
+
+def _is_plain(block: bytes) -> bool:
+    """Whether no event of the block says anything that has to be looked into."""
+    for mark, dull in REMARKABLE:
+        if mark in block and block.count(mark) != block.count(dull):
+            return False
+    return b"[DONE]" not in block and b"event:" not in block
+
+
+def _plain_until(block: bytes) -> int:
+    """Where in a block that is not plain the events begin that have to be looked into; a burst has them at its end."""
+    found = [at for mark in USUAL if (at := block.find(mark)) >= 0]
+    start = block.rfind(b"\n\n", 0, min(found)) + 2 if found else 0
+    return start if start > 1 and _is_plain(block[:start]) else 0
+
+
+def _data_events(block: bytes) -> int:
+    count = block.startswith(b"data:") + block.count(b"\ndata:")
+    return count + block.count(b"\rdata:") if b"\r" in block else count
 
 
 def usage_of(document: dict[str, Any]) -> Usage | None:

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gateway.call import Call
 from gateway.fleet.replica import Replica, Snapshot
@@ -11,8 +11,7 @@ from gateway.routing.scorers import Scorer, free_kv, idleness
 from gateway.settings import RoutingSettings
 
 
-@dataclass(frozen=True, slots=True)
-class Ranking:
+class Ranking(NamedTuple):
     """Replicas, best first, and the score that each had. Empty when nothing may serve the call."""
 
     replicas: tuple[Replica, ...]

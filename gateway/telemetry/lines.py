@@ -24,7 +24,8 @@ class Lines:
         self._lost = 0
         self._torn = False
         self._room = _room(out)
-        self._lock = threading.Lock()
+        # Of one thread again and again: what the garbage collector finds may be logged in the middle of a line.
+        self._lock = threading.RLock()
 
     def write(self, line: bytes) -> None:
         """Writes a line now, or never."""
@@ -45,22 +46,24 @@ class Lines:
         return True
 
     def _take(self, line: bytes) -> bool:
-        """Whether the stream took all of it. Of a long line it may take a part."""
-        if len(line) <= PIECE_BYTES:
-            return self._take_piece(line)
-        for at in range(0, len(line), PIECE_BYTES):
-            if not self._take_piece(line[at : at + PIECE_BYTES]):
-                self._torn = at > 0
+        """Whether the stream took the whole line."""
+        at = 0
+        while at < len(line):
+            taken = self._take_some(line[at : at + PIECE_BYTES])
+            if not taken:
+                self._torn = self._torn or at > 0
                 return False
+            at += taken
         return True
 
-    def _take_piece(self, piece: bytes) -> bool:
+    def _take_some(self, piece: bytes) -> int:
+        """How many bytes the stream took."""
         try:
             if self._room is not None and not self._room.poll(0):
-                return False
-            return self._out.write(piece) == len(piece)
+                return 0
+            return self._out.write(piece) or 0
         except (OSError, ValueError):  # Nobody reads it, its disk is full; or it was closed.
-            return False
+            return 0
 
 
 def _room(out: BinaryIO) -> "select.poll | None":

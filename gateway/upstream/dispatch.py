@@ -1,9 +1,7 @@
 """The walk along a ranking until one replica answers. Nothing has reached the caller until it ends."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from types import TracebackType
+from typing import NamedTuple, Protocol
 
 from gateway.call import Call
 from gateway.errors import EngineBroke, EngineLost, EngineStalled, NoReplica, ReplyIncomplete
@@ -40,8 +38,7 @@ class Trace(Protocol):
     def attempt(self, replica: Replica, call: Call) -> AttemptSpan: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """An attempt that is answered."""
 
     replica: Replica
@@ -80,28 +77,27 @@ class Dispatcher:
         self._engines = engines
         self._evidence = evidence
 
-    @asynccontextmanager
-    async def send(self, call: Call, ranking: tuple[Replica, ...], trace: Trace) -> AsyncIterator[Answer]:
+    def send(self, call: Call, ranking: tuple[Replica, ...], trace: Trace) -> "Sending":
         """The first answer that a replica gives; it is closed when the block ends.
 
-        Raises NoReplica for an empty ranking, and the fault of the last attempt when all have failed.
+        Entering raises NoReplica for an empty ranking, and the fault of the last attempt when all have failed.
         """
+        return Sending(self, call, ranking, trace)
+
+    async def walk(self, call: Call, ranking: tuple[Replica, ...], trace: Trace) -> Attempt:
+        """The first attempt that is answered; whoever gets it has to end it. Raises as `send` does."""
         if not ranking:
             raise NoReplica(call.model)
-        attempt = await self._walk(call, Walk(ranking), trace)
-        error: BaseException | None = None
-        try:
-            yield attempt.answer
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            blame = blame_of(error)
-            attempt.answer.close()
-            attempt.span.end(error, blame)
-            self._evidence.ended(attempt.replica)
-            if blame is not None:
-                self._evidence.failed(attempt.replica, blame, str(error))
+        return await self._walk(call, Walk(ranking), trace)
+
+    def end(self, attempt: Attempt, error: BaseException | None) -> None:
+        """Ends an attempt whose answer was read, or left because of `error`."""
+        blame = blame_of(error)
+        attempt.answer.close()
+        attempt.span.end(error, blame)
+        self._evidence.ended(attempt.replica)
+        if blame is not None:
+            self._evidence.failed(attempt.replica, blame, str(error))
 
     async def _walk(self, call: Call, walk: Walk, trace: Trace) -> Attempt:
         failures: list[AttemptFailed] = []
@@ -135,3 +131,24 @@ class Dispatcher:
             raise
         span.answered()
         return Attempt(replica, answer, span)
+
+
+class Sending:
+    """One call's time with an engine."""
+
+    __slots__ = ("_attempt", "_call", "_dispatcher", "_ranking", "_trace")
+
+    def __init__(self, dispatcher: Dispatcher, call: Call, ranking: tuple[Replica, ...], trace: Trace) -> None:
+        self._dispatcher = dispatcher
+        self._call = call
+        self._ranking = ranking
+        self._trace = trace
+
+    async def __aenter__(self) -> Answer:
+        self._attempt = await self._dispatcher.walk(self._call, self._ranking, self._trace)
+        return self._attempt.answer
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._dispatcher.end(self._attempt, error)

@@ -6,8 +6,7 @@ is an `AttemptFailed`, and another replica may be tried; after that it is a `Sev
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 
@@ -145,8 +144,7 @@ class HttpAnswer:
             self._connections.release(self._connection, self.replica.address)
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """The heads of the messages that go to engines: built from constants and our own identifiers alone."""
 
     call_id: str
@@ -324,8 +322,7 @@ def _document(body: bytes) -> dict[str, Any]:
     return document
 
 
-@dataclass(frozen=True, slots=True)
-class _EarlyError:
+class _EarlyError(NamedTuple):
     status: int
     explanation: bytes
 

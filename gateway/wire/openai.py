@@ -5,18 +5,36 @@ engine takes fields that read other tenants' cache, contact other hosts or jump 
 engine can judge are left to it.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from gateway.errors import BadCall, UnsupportedParameter
+from gateway.wire import formats, messages, tools
+from gateway.wire.rules import (
+    Rule,
+    Wrong,
+    any_object,
+    boolean,
+    either,
+    integer,
+    listing,
+    number,
+    one_of,
+    record,
+    shown,
+    text,
+)
 
 CHAT_PATH = "/v1/chat/completions"
-MAX_MESSAGES = 4096
-MAX_PARTS = 4096
+MAX_MODEL_CHARS = 128
 MAX_TOKENS = 2**31 - 1
-
-Check = Callable[[Any], str | None]
-"""What a value must be, if it is not: `an integer of at least 1`; None if it is."""
+MAX_STOPS = 16
+MAX_STOP_CHARS = 512
+MAX_STOP_TOKENS = 128
+MAX_BIASES = 1024
+MAX_TOKEN_DIGITS = 10
+MAX_WORD_CHARS = 64
+MAX_LABEL_CHARS = 1024
 
 
 class ChatFields(NamedTuple):
@@ -32,159 +50,88 @@ class ChatFields(NamedTuple):
 
 def read_chat(fields: Mapping[str, Any], max_choices: int, also_allowed: Collection[str] = ()) -> ChatFields:
     """Checks a parsed body. Raises BadCall for the first field that is wrong, naming it."""
-    given = {name: value for name, value in fields.items() if value is not None}
     body: dict[str, Any] = {}
-    for name, value in given.items():
-        check = FORWARDED.get(name)
+    for name, value in fields.items():
+        if value is None:
+            continue
+        check = _FORWARDED_CHECKS.get(name)
         if check is not None:
-            expected = check(value)
-            if expected is not None:
-                raise BadCall(f"Invalid value for '{name[:64]}': must be {expected}.", name)
+            if (wrong := check(value)) is not None:
+                raise _invalid(name, wrong)
             body[name] = value
         elif name in also_allowed:
             body[name] = value
         elif name not in DROPPED:
-            raise UnsupportedParameter(name[:64])
-    for name in ("model", "messages"):
+            raise UnsupportedParameter(shown(name))
+        elif (wrong := DROPPED[name].check(value)) is not None:
+            raise _invalid(name, wrong)
+    for name in REQUIRED:
         if name not in body:
             raise BadCall(f"Missing required parameter: '{name}'.", name)
+    stream = body.get("stream", False)
+    options = body.get("stream_options")
+    if options is not None and not stream:
+        raise BadCall("'stream_options' is only allowed when 'stream' is true.", "stream_options")
     choices = body.get("n", 1)
     if choices > max_choices:
         raise BadCall(f"Invalid value for 'n': must be at most {max_choices} (was {choices}).", "n")
-    if "stream_options" in body and not body.get("stream"):
-        raise BadCall("'stream_options' is only allowed when 'stream' is true.", "stream_options")
-    if "max_tokens" in body and "max_completion_tokens" in body and body["max_tokens"] != body["max_completion_tokens"]:
-        raise BadCall("'max_tokens' and 'max_completion_tokens' differ; send one of them.", "max_tokens")
+    body["messages"] = messages.without_unknown(body["messages"])
     return ChatFields(
-        model=body["model"],
-        body=body,
-        stream=body.get("stream", False),
-        wants_usage=body.get("stream_options", {}).get("include_usage") is True,
-        choices=choices,
-        max_tokens=body.get("max_completion_tokens", body.get("max_tokens")),
+        body["model"],
+        body,
+        stream,
+        options is not None and options.get("include_usage") is True,
+        choices,
+        _max_tokens(body),
     )
 
 
-def boolean(value: Any) -> str | None:
-    return None if isinstance(value, bool) else "true or false"
+def _invalid(name: str, wrong: Wrong) -> BadCall:
+    return BadCall(f"Invalid value for '{name}{wrong.at}': must be {wrong.expected}.", name)
 
 
-def integer(low: int, high: int) -> Check:
-    def check(value: Any) -> str | None:
-        ok = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-        return None if ok else f"an integer from {low} to {high}"
-
-    return check
-
-
-def number(low: float, high: float) -> Check:
-    def check(value: Any) -> str | None:
-        ok = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
-        return None if ok else f"a number from {low:g} to {high:g}"
-
-    return check
+def _max_tokens(body: Mapping[str, Any]) -> int | None:
+    """One limit of what may be generated. Which of two an engine takes is not left to it."""
+    old: int | None = body.get("max_tokens")
+    new: int | None = body.get("max_completion_tokens")
+    if old is not None and new is not None and old != new:
+        raise BadCall("'max_tokens' and 'max_completion_tokens' differ; send one of them.", "max_tokens")
+    return old if new is None else new
 
 
-def text(longest: int) -> Check:
-    def check(value: Any) -> str | None:
-        return None if isinstance(value, str) and 0 < len(value) <= longest else f"text of 1 to {longest} characters"
-
-    return check
-
-
-def one_or_many(kind: type, word: str, most: int) -> Check:
-    def check(value: Any) -> str | None:
-        many = value if isinstance(value, list) else [value]
-        ok = len(many) <= most and all(type(item) is kind for item in many)
-        return None if ok else f"{word}, or a list of at most {most} of them"
-
-    return check
-
-
-def mapping(most: int) -> Check:
-    def check(value: Any) -> str | None:
-        return None if isinstance(value, dict) and len(value) <= most else f"an object with at most {most} keys"
-
-    return check
-
-
-def objects(most: int) -> Check:
-    def check(value: Any) -> str | None:
-        ok = isinstance(value, list) and len(value) <= most and all(isinstance(item, dict) for item in value)
-        return None if ok else f"a list of at most {most} objects"
-
-    return check
-
-
-def text_or_object(value: Any) -> str | None:
-    return None if isinstance(value, (str, dict)) else "text or an object"
-
-
-def stream_options(value: Any) -> str | None:
-    ok = (
-        isinstance(value, dict)
-        and value.keys() <= {"include_usage", "include_obfuscation"}
-        and all(isinstance(item, bool) for item in value.values())
-    )
-    return None if ok else "an object with 'include_usage': true or false"
-
-
-def messages(value: Any) -> str | None:
-    """Messages with a role, whose content is text or parts; media only as data, so that no engine fetches anything."""
-    if not isinstance(value, list) or not 1 <= len(value) <= MAX_MESSAGES:
-        return f"a list of 1 to {MAX_MESSAGES} messages"
-    for message in value:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            return "a list of objects, each with a 'role'"
-        content = message.get("content")
-        if content is None or isinstance(content, str):
-            continue
-        if not isinstance(content, list) or len(content) > MAX_PARTS:
-            return f"a list of messages whose 'content' is text or a list of at most {MAX_PARTS} parts"
-        for part in content:
-            expected = content_part(part)
-            if expected is not None:
-                return f"a list of messages whose parts are {expected}"
+def _check_biases(value: Any) -> Wrong | None:
+    if type(value) is not dict or len(value) > MAX_BIASES:
+        return _NO_BIASES
+    for token, bias in value.items():
+        is_token = token.isascii() and token.isdecimal() and len(token) <= MAX_TOKEN_DIGITS
+        if not is_token or _bias.check(bias) is not None:
+            return _NO_BIASES
     return None
 
 
-def content_part(value: Any) -> str | None:
-    """One part of a message. From parts of other types engines read tensors, or media that other callers cached."""
-    if not isinstance(value, dict) or not isinstance(kind := value.get("type"), str) or kind not in PARTS:
-        return "objects of a 'type' that is one of " + ", ".join(sorted(PARTS))
-    if "uuid" in value:
-        return "sent whole; 'uuid' is not accepted"
-    for name, medium in value.items():
-        url = medium.get("url") if isinstance(medium, dict) else medium
-        if name.endswith("_url") and not (isinstance(url, str) and url.startswith("data:")):
-            return "media given as data: URLs; addresses are not fetched"
-    return None
-
-
-def template_options(value: Any) -> str | None:
-    ok = isinstance(value, dict) and value.keys() <= {"enable_thinking", "thinking"}
-    return (
-        None if ok and all(isinstance(item, bool) for item in value.values()) else "{'enable_thinking': true or false}"
-    )
-
-
-PARTS = frozenset(
+_bias = number(-100, 100)
+_NO_BIASES = Wrong(f"an object that gives at most {MAX_BIASES} token ids, as text, a number from -100 to 100 each")
+_biases = Rule(
+    _check_biases,
     {
-        "text",
-        "refusal",
-        "thinking",
-        "image_url",
-        "input_audio",
-        "audio_url",
-        "video_url",
-    }
+        "type": "object",
+        "propertyNames": {"pattern": f"^[0-9]{{1,{MAX_TOKEN_DIGITS}}}$"},
+        "additionalProperties": _bias.schema,
+        "maxProperties": MAX_BIASES,
+    },
 )
+_stop = text(MAX_STOP_CHARS)
+_token = integer(0, MAX_TOKENS)
+_label = text(MAX_LABEL_CHARS, 0)
+_word = text(MAX_WORD_CHARS)
 
-FORWARDED: Mapping[str, Check] = {
-    "model": text(128),
-    "messages": messages,
+REQUIRED = ("model", "messages")
+
+FORWARDED: Mapping[str, Rule] = {
+    "model": text(MAX_MODEL_CHARS),
+    "messages": messages.messages,
     "stream": boolean,
-    "stream_options": stream_options,
+    "stream_options": record({"include_usage": boolean, "include_obfuscation": boolean}),
     "n": integer(1, 128),
     "max_tokens": integer(1, MAX_TOKENS),
     "max_completion_tokens": integer(1, MAX_TOKENS),
@@ -193,43 +140,51 @@ FORWARDED: Mapping[str, Check] = {
     "frequency_penalty": number(-2, 2),
     "presence_penalty": number(-2, 2),
     "seed": integer(-(2**63), 2**63 - 1),
-    "stop": one_or_many(str, "text", 16),
+    "stop": either(
+        f"text of 1 to {MAX_STOP_CHARS} characters, or a list of at most {MAX_STOPS} of them",
+        _stop,
+        listing(_stop, MAX_STOPS, "texts"),
+    ),
     "logprobs": boolean,
     "top_logprobs": integer(0, 20),
-    "logit_bias": mapping(1024),
-    "response_format": mapping(16),
-    "tools": objects(512),
-    "tool_choice": text_or_object,
+    "logit_bias": _biases,
+    "response_format": formats.response_format,
+    "tools": tools.tools,
+    "tool_choice": tools.tool_choice,
     "parallel_tool_calls": boolean,
-    "reasoning_effort": text(32),
-    # vLLM's own sampling fields, beyond OpenAI's.
+    "reasoning_effort": _word,
+    # vLLM's own, beyond OpenAI's.
     "top_k": integer(-1, MAX_TOKENS),
     "min_p": number(0, 1),
     "repetition_penalty": number(0.01, 10),
-    "stop_token_ids": one_or_many(int, "an integer", 128),
+    "stop_token_ids": either(
+        f"a token id, or a list of at most {MAX_STOP_TOKENS} of them",
+        _token,
+        listing(_token, MAX_STOP_TOKENS, "token ids"),
+    ),
     "include_stop_str_in_output": boolean,
     "skip_special_tokens": boolean,
     "spaces_between_special_tokens": boolean,
     "include_reasoning": boolean,
-    "structured_outputs": mapping(16),
-    "chat_template_kwargs": template_options,
+    "structured_outputs": formats.structured_outputs,
+    "chat_template_kwargs": record({"enable_thinking": boolean, "thinking": boolean}),
 }
+_FORWARDED_CHECKS = {name: rule.check for name, rule in FORWARDED.items()}
 
 # Taken and not passed on: they change no token of the reply here, or the gateway decides them.
-DROPPED = frozenset(
-    {
-        "cache_salt",
-        "metadata",
-        "modalities",
-        "prediction",
-        "priority",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "request_id",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "user",
-        "verbosity",
-    }
-)
+DROPPED: Mapping[str, Rule] = {
+    "cache_salt": _label,
+    "metadata": any_object,
+    "modalities": listing(one_of("text"), 1, "kinds of output: 'text'", least=1),
+    "prediction": any_object,
+    "priority": integer(-(2**63), 2**63 - 1),
+    "prompt_cache_key": _label,
+    "prompt_cache_options": any_object,
+    "prompt_cache_retention": _word,
+    "request_id": _label,
+    "safety_identifier": _label,
+    "service_tier": _word,
+    "store": boolean,
+    "user": _label,
+    "verbosity": _word,
+}

@@ -1,6 +1,5 @@
 """A call for tests that care about some of its fields only."""
 
-from dataclasses import replace
 from typing import Any
 
 from gateway.call import Call
@@ -22,4 +21,4 @@ _USUAL = Call(
 
 def a_call(**fields: Any) -> Call:
     """A plain call for one choice of the model `m`, but for `fields`."""
-    return replace(_USUAL, **fields)
+    return _USUAL._replace(**fields)

@@ -11,8 +11,10 @@ from typing import Any, TypeVar, cast
 import pytest
 import uvloop
 from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.http1 import (
+    FAREWELL_S,
     HIGH_WATER_BYTES,
     MAX_HEAD_BYTES,
     MAX_HEADERS,
@@ -23,6 +25,7 @@ from gateway.http1 import (
     Head,
     reason_of,
 )
+from tests.unit.by_hand import HandLoop
 from tests.unit.splitting import choice, cuts, one_by_one, pieces, thorough
 from tests.vllm_wire import recorded
 
@@ -79,9 +82,10 @@ class Fed:
 
     wire: Wire = field(default_factory=Wire)
     lost: int = 0
+    loop: HandLoop = field(default_factory=HandLoop)
 
     def __post_init__(self) -> None:
-        self.connection = Connection(cast(asyncio.AbstractEventLoop, None), self._lost)
+        self.connection = Connection(self.loop, self._lost)
         self.connection.connection_made(cast(asyncio.Transport, self.wire))
         self.connection.send(CALL)
 
@@ -103,8 +107,8 @@ class Fed:
         """Everything that can be read without waiting."""
         head, body, error, complete = None, b"", None, False
         try:
-            head = at_once(self.connection.head(LONG_S))
-            while part := at_once(self.connection.read(LONG_S)):
+            head = at_once(self.connection.head())
+            while part := at_once(self.connection.read()):
                 body += part
             complete = True
         except Broken as broken:
@@ -120,9 +124,8 @@ def at_once(coroutine: Coroutine[Any, Any, T]) -> T:
         coroutine.send(None)
     except StopIteration as done:
         return cast(T, done.value)
-    except AttributeError:  # There is no loop to make a future: it wanted to wait.
-        raise Waiting from None
-    raise AssertionError("it waited for something else")
+    coroutine.close()
+    raise Waiting
 
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -321,7 +324,7 @@ def test_when_a_connection_can_be_used_again(stream: bytes, reusable: bool) -> N
 
 def test_bytes_before_any_exchange_close_the_connection() -> None:
     """An engine has nothing to say unasked."""
-    connection = Connection(cast(asyncio.AbstractEventLoop, None), lambda _: None)
+    connection = Connection(HandLoop(), lambda _: None)
     connection.connection_made(cast(asyncio.Transport, wire := Wire()))
     connection.data_received(COMPLETE["length"][0])
     assert wire.closed
@@ -346,7 +349,7 @@ def test_a_fast_sender_is_held_back_by_a_slow_reader() -> None:
     assert not fed.wire.paused
     fed.feed([b"x" * 1000])
     assert fed.wire.paused
-    assert len(at_once(fed.connection.read(LONG_S))) > HIGH_WATER_BYTES
+    assert len(at_once(fed.connection.read())) > HIGH_WATER_BYTES
     assert not fed.wire.paused
 
 
@@ -422,10 +425,20 @@ async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     await reader.read()
 
 
-async def whole(connection: Connection, timeout_s: float = LONG_S) -> bytes:
+async def soon(coroutine: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine returns; an error of its own where it does not come to an end."""
+    async with asyncio.timeout(LONG_S) as limit:
+        try:
+            return await coroutine
+        except asyncio.CancelledError:
+            assert limit.when() is None or not limit.expired(), "nothing came"
+            raise
+
+
+async def whole(connection: Connection) -> bytes:
     body = b""
-    await connection.head(timeout_s)
-    while part := await connection.read(timeout_s):
+    await connection.head()
+    while part := await connection.read():
         body += part
     return body
 

@@ -2,14 +2,15 @@
 
 import json
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import BadCall, NotJson
-from gateway.wire.json_text import INT_64, MAX_DEPTH, MAX_VALUES, dump, parse
+from gateway.wire.json_text import INT_64, LONG_LIST, MAX_DEPTH, MAX_VALUES, decode, dump, parse
 from tests.unit.splitting import choice, thorough
 
 
@@ -197,7 +198,86 @@ def test_no_bytes_raise_anything_but_the_callers_error(raw: bytes) -> None:
             assert parse(dump(value)) == value
 
 
-@pytest.mark.parametrize("part", [b"[]", b"{}", b'{"a":0}', b'""', b"0", b'"ab"'])
+# The fast parser is believed only where it reads what the strict decoder reads.
+
+
+def outcome(read: Callable[[bytes], Any], raw: bytes) -> str:
+    """What comes of reading `raw`: the value with its types, and the order of its keys; or the refusal."""
+    try:
+        return repr(read(raw))
+    except NotJson as error:
+        return f"refused: {error.message}"
+
+
+def spelled(value: Any, draw: st.DrawFn) -> str:
+    """A value as JSON, in any of the spellings that JSON knows."""
+    gap = draw(choice("", "", "", " ", "\n\t"))
+    if isinstance(value, dict):
+        members = [f"{gap}{spelled(name, draw)}{gap}:{gap}{spelled(value[name], draw)}" for name in value]
+        return "{" + ",".join(members) + gap + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(gap + spelled(item, draw) for item in value) + gap + "]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=draw(st.booleans())).replace(*draw(choice(*ESCAPES)))
+    if isinstance(value, float):
+        return draw(choice("{}", "{:e}", "{:.20f}", "{:.0f}")).format(value)
+    return json.dumps(value)
+
+
+ESCAPES = (("a", "a"), ("a", "\\u0061"), (":", "\\u003a"), (":", "\\u003A"), ("/", "\\/"), ("b", "\\u0000"))
+digits = st.text("0123456789", min_size=17, max_size=22)
+texts = st.text(st.sampled_from('ab:/{[,\\"\n\0é🦄\ud800') | st.characters(), max_size=6)
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.integers(INT_64[0] - 2, INT_64[-1] + 2) | st.floats() | texts,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@st.composite
+def json_texts(draw: st.DrawFn) -> bytes:
+    """JSON, and what is nearly JSON: members that stand twice, long numbers, something put in or left out."""
+    raw = spelled(draw(st.dictionaries(texts, anything, max_size=4)), draw)
+    for _ in range(draw(st.integers(0, 2))):
+        at = draw(st.integers(0, len(raw)))
+        member = raw[raw.find('"', at) : raw.find(",", at)]
+        put = draw(pieces | digits | choice(",", f",{member}", f'"a":{draw(digits)},', '"a":1,"a":2,', "[" * 70))
+        raw = raw[:at] + put + raw[at + draw(choice(0, 0, 1, 5)) :]
+    return raw.encode("utf-8", draw(choice("surrogatepass", "replace")))
+
+
+@settings(thorough, max_examples=800)
+@given(json_texts() | st.binary(max_size=30))
+def test_a_body_is_read_as_the_strict_decoder_reads_it(raw: bytes) -> None:
+    """The same value, or the same refusal in the same words."""
+    for body in (raw, b'{"a":' + raw + b"}"):
+        assert outcome(parse, body) == outcome(decode, body)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        pytest.param(b'{"a":":","a":"b","c":1}', id="a colon in the text that is dropped"),
+        pytest.param(b'{"a":1,"a":"\\u003a"}', id="an escaped colon for the one that is dropped"),
+        pytest.param(b'{"a":1,"a":"\\u003A"}', id="the same in capitals"),
+        pytest.param(b'{"a":1,"\\u003a":{"a":1,"a":2}}', id="an escaped colon in a key"),
+        pytest.param(b'{"a":18446744073709551616}', id="the least integer that becomes a float"),
+        pytest.param(b'{"a":-9223372036854775809}', id="the greatest negative one"),
+        pytest.param(b'{"a":18446744073709551615,"b":-9223372036854775808}', id="the last that do not"),
+        pytest.param(b'{"a":1.8446744073709552e19}', id="a float as large"),
+        pytest.param(b'{"a":[' + b"1.5," * LONG_LIST + b"1.5]}", id="a long list"),
+        pytest.param(b'{"a":' * MAX_DEPTH + b"1" + b"}" * MAX_DEPTH, id="objects as deep as may be"),
+        pytest.param(nested(MAX_DEPTH + 1), id="a level too deep"),
+        pytest.param(nested(1100), id="deeper than the fast parser goes"),
+        pytest.param(b'{"a":"\\\\u0000"}', id="NUL that is none"),
+    ],
+)
+def test_where_the_fast_parser_reads_otherwise_the_strict_one_decides(raw: bytes) -> None:
+    """Each of these is a case that a proof could get wrong."""
+    assert outcome(parse, raw) == outcome(decode, raw)
+
+
+@pytest.mark.parametrize("part", [b"[]", b"{}", b'{"a":0}', b'""', b"0", b'"ab"', b"1.5", b'":"'])
 def test_a_body_costs_less_than_a_hundred_times_its_size(part: bytes) -> None:
     """Nobody can make the gateway hold much with little."""
     raw = b'{"a":[' + b",".join([part] * 20_000) + b"]}"

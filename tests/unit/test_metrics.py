@@ -1,17 +1,20 @@
 """gateway/telemetry/metrics.py: the right numbers under few names."""
 
+import asyncio
 from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.call import Call, Delivery, Usage
 from gateway.errors import CallerLeft, EngineLost, UnknownModel
 from gateway.fleet.replica import Health, Load, Replica, Snapshot
 from gateway.http1 import Address
+from gateway.telemetry.lag import LoopLag
 from gateway.telemetry.metrics import GAP_S, Metrics
 from gateway.telemetry.record import CallRecord
 from tests.unit.calls import a_call
@@ -139,10 +142,136 @@ def test_two_gateways_count_apart() -> None:
     assert not [name for name, _ in series(two) if name.startswith(("pagegate_calls", "pagegate_attempts"))]
 
 
+# What dashboards and alerts are built on: name, type, labels, the bounds of buckets, and the text.
+FAMILIES = [
+    ("pagegate_calls", "counter", "model outcome", "", "Calls that ended, by outcome."),
+    ("pagegate_errors", "counter", "error model", "", "Calls that did not end well, by error."),
+    ("pagegate_tokens", "counter", "kind model", "", "Tokens charged; cached is a part of prompt."),
+    ("pagegate_attempts", "counter", "model replica result", "", "Attempts on replicas."),
+    (
+        "pagegate_call_duration_seconds",
+        "histogram",
+        "model outcome",
+        "0.01 0.02 0.04 0.08 0.16 0.32 0.64 1.28 2.56 5.12 10.24 20.48 40.96 81.92 +Inf",
+        "From a call's arrival to its end.",
+    ),
+    (
+        "pagegate_time_to_first_token_seconds",
+        "histogram",
+        "model",
+        "0.001 0.005 0.01 0.02 0.04 0.06 0.08 0.1 0.25 0.5 0.75 1.0 2.5 5.0 7.5 10.0 30.0 60.0 +Inf",
+        "From a streamed call's arrival to its first event.",
+    ),
+    (
+        "pagegate_overhead_seconds",
+        "histogram",
+        "model",
+        "0.0001 0.00025 0.0005 0.001 0.0025 0.005 0.01 0.025 0.1 1.0 +Inf",
+        "The gateway's own share of the time to the first byte.",
+    ),
+    (
+        "pagegate_inter_token_latency_seconds",
+        "histogram",
+        "model",
+        "0.001 0.0025 0.005 0.01 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.5 1.0 2.5 10.0 60.0 +Inf",
+        "Between two reads of a stream's events.",
+    ),
+    (
+        "pagegate_event_loop_lag_seconds",
+        "histogram",
+        "",
+        "0.001 0.0025 0.005 0.01 0.025 0.05 0.1 0.25 0.5 1.0 5.0 +Inf",
+        "How late the event loop does what is due.",
+    ),
+    ("pagegate_running_calls", "gauge", "", "", "Calls that hold a lease."),
+    ("pagegate_replica_up", "gauge", "model replica", "", "1 while calls are sent to the replica."),
+    (
+        "pagegate_replica_in_flight",
+        "gauge",
+        "model replica",
+        "",
+        "Attempts of this gateway that are open on the replica.",
+    ),
+    ("pagegate_replica_kv_usage", "gauge", "model replica", "", "Used share of the replica's KV cache, 0 to 1."),
+]
+
+
+def exposed(subject: Metrics) -> list[Metric]:
+    return list(text_string_to_metric_families(subject.exposition().decode()))
+
+
+def test_the_families_are_what_they_were() -> None:
+    """Names, types, labels, buckets and texts are a contract with whoever watches us."""
+    subject = metrics(Replica("a", "tiny", Address("h", 1)))
+    lease = Lease(Delivery(first_at_s=10.3), Usage(7, 2, 3))
+    subject.ended(CallRecord("r", 10.0, call=call(), lease=lease, error=EngineLost()), 1.5)
+    subject.attempt("tiny", "a", "answered")
+    subject.gaps("tiny").observe(0.1)
+    found = [
+        (
+            family.name,
+            family.type,
+            " ".join(sorted({label for sample in family.samples for label in sample.labels} - {"le"})),
+            " ".join(sample.labels["le"] for sample in family.samples if "le" in sample.labels),
+            family.documentation,
+        )
+        for family in exposed(subject)
+        if family.name.startswith("pagegate_")
+    ]
+    assert found == FAMILIES
+
+
+def test_before_the_first_call_every_family_is_named() -> None:
+    """A reader learns what there will be; and no series is there before something was counted in it."""
+    families = {family.name: family for family in exposed(metrics())}
+    assert {name for name, *_ in FAMILIES} <= set(families)
+    assert families["pagegate_calls"].samples == families["pagegate_overhead_seconds"].samples == []
+
+
 def test_every_metric_is_explained() -> None:
     """What a scrape shows, its reader understands."""
+    for family in exposed(metrics()):
+        assert family.documentation, family.name
+        assert family.name.startswith(("pagegate_", "process_", "python_gc_"))
+
+
+def test_the_process_is_told_too() -> None:
+    """Memory, descriptors and processor time, as they are when somebody looks."""
     subject = metrics()
-    subject.ended(CallRecord("r", 0.0, call=call()), 1.0)
-    for family in text_string_to_metric_families(subject.exposition().decode()):
-        assert family.documentation.endswith("."), family.name
-        assert family.name.startswith("pagegate_")
+    assert value(subject, "process_open_fds") > 0
+    assert value(subject, "process_resident_memory_bytes") > 2**20
+    assert value(subject, "process_cpu_seconds_total") > 0
+    assert value(subject, "python_gc_collections_total", generation="0") >= 0
+
+
+class Clock:
+    """A clock that is read off a list."""
+
+    def __init__(self, *readings_s: float) -> None:
+        self._readings_s = list(readings_s)
+
+    def __call__(self) -> float:
+        return self._readings_s.pop(0)
+
+
+@pytest.mark.anyio
+async def test_the_lag_of_the_loop_is_how_late_a_timer_is_called() -> None:
+    """From its time to its turn; one that is early is not late. Nothing goes on after the block."""
+    subject, all_told = metrics(), asyncio.Event()
+    told: list[float] = []
+
+    def tell(lag_s: float) -> None:
+        told.append(lag_s)
+        subject.loop_lag.observe(lag_s)
+        if len(told) == 2:
+            all_told.set()
+
+    async with LoopLag(tell, Clock(100.0, 100.35, 200.0, 200.05, 300.0)):
+        await all_told.wait()
+    assert told == [pytest.approx(0.25), 0.0]
+    assert value(subject, "pagegate_event_loop_lag_seconds_count") == 2
+    assert value(subject, "pagegate_event_loop_lag_seconds_bucket", le="0.1") == 1
+    later = asyncio.Event()
+    async with LoopLag(lambda _: later.set(), Clock(0.0, 0.0, 0.0)):
+        await later.wait()
+    assert len(told) == 2

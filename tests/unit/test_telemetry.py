@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
@@ -17,6 +18,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
+from pydantic import ValidationError
 
 from gateway import errors
 from gateway.call import Call, Delivery, Usage
@@ -24,7 +26,7 @@ from gateway.errors import GatewayError
 from gateway.fleet.replica import Blame, Replica, Snapshot
 from gateway.http1 import Address
 from gateway.identity.principal import Principal, Tenant
-from gateway.settings import Limits, TelemetrySettings
+from gateway.settings import Limits, ReplicaSettings, TelemetrySettings
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.record import CallRecord, Outcome
@@ -77,7 +79,7 @@ def test_a_traceparent_is_read_as_the_standard_says(header: str | None, sampled:
 @given(st.integers(1, 2**128 - 1), st.integers(1, 2**64 - 1), st.booleans())
 def test_what_is_sent_on_reads_back(trace_id: int, span_id: int, sampled: bool) -> None:
     """Engines and gateways behind this one understand it."""
-    context = parse(traceparent(trace_id, span_id, sampled=sampled))
+    context = parse(traceparent(f"{trace_id:032x}", f"{span_id:016x}", sampled=sampled))
     assert context is not None
     assert (context.trace_id, context.span_id, bool(context.trace_flags.sampled)) == (trace_id, span_id, sampled)
 
@@ -326,7 +328,11 @@ def test_a_call_leaves_one_line() -> None:
     (line,) = observed.lines
     root = observed.spans["POST /v1/chat/completions"].context
     assert root is not None
-    assert list(line)[:3] == ["timestamp", "level", "event"]
+    assert list(line) == [
+        *("timestamp", "level", "event", "call", "trace_id", "outcome", "tenant", "key", "model", "stream", "replica"),
+        *("attempts", "prompt_tokens", "completion_tokens", "cached_tokens", "measured"),
+        *("first_token_ms", "engine_ms", "duration_ms"),
+    ]
     assert line["trace_id"] == f"{root.trace_id:032x}"
     assert {name: line[name] for name in ("level", "event", "call", "outcome", "tenant", "key", "model")} == {
         "level": "info",
@@ -407,12 +413,57 @@ def test_without_a_collector_nothing_is_traced_and_all_is_counted() -> None:
     assert b'pagegate_calls_total{model="tiny",outcome="ok"} 1.0' in observed.metrics.exposition()
 
 
+class Unlucky(random.Random):
+    """Dice that always show zeros."""
+
+    def getrandbits(self, k: int, /) -> int:
+        return 0
+
+
+def test_no_identifier_is_zero() -> None:
+    """Zeros mean that there is none (W3C): the engine would begin a trace of its own."""
+    settings = TelemetrySettings(log_calls=False)
+    metrics = Metrics(lambda: Snapshot({}), lambda: 0)
+    telemetry = Telemetry(settings, None, metrics, logs.make(settings, io.BytesIO()), Ticking(), Unlucky())
+    with telemetry.call(Arrival()) as trace:
+        assert parse(trace.attempt(REPLICA, CALL).traceparent) is not None
+
+
 def test_the_line_can_be_switched_off() -> None:
     """Metrics and traces go on."""
     observed = observing(log_calls=False)
     follow(observed)
     assert observed.lines == []
     assert observed.spans
+
+
+@pytest.mark.parametrize(("level", "told"), [("info", ["info", "warning"]), ("warning", ["warning"]), ("error", [])])
+def test_the_line_of_a_call_has_a_level_like_every_other(level: str, told: list[str]) -> None:
+    """Those below the lowest are not written."""
+    observed = observing(log_level=level)
+    follow(observed)
+    follow(observed, error=errors.EngineLost())
+    assert [line["level"] for line in observed.lines] == told
+
+
+@pytest.mark.parametrize(
+    ("took_s", "told_ms"), [(0.0, 0.0), (0.00123456, 1.23), (0.001235001, 1.24), (12.5, 12500.0), (3600.0, 3600000.0)]
+)
+def test_times_are_told_to_the_hundredth_of_a_millisecond(took_s: float, told_ms: float) -> None:
+    """More would be noise."""
+    observed = observing(traced=False)
+    observed.clock.now_s = 0.0
+    with observed.telemetry.call(Arrival(received_at_s=0.5 - took_s)):
+        pass
+    assert observed.lines[0]["duration_ms"] == told_ms
+
+
+def test_a_log_that_was_closed_costs_no_call() -> None:
+    """Its line is lost; what is counted stays."""
+    observed = observing()
+    observed.out.close()
+    assert follow(observed) is not None
+    assert b'pagegate_calls_total{model="tiny",outcome="ok"} 1.0' in observed.metrics.exposition()
 
 
 def test_a_call_that_crashed_is_told_and_the_crash_goes_on() -> None:
@@ -431,12 +482,33 @@ def test_headers_split_the_time_into_ours_and_the_engines() -> None:
     with observed.telemetry.call(Arrival()) as trace:
         attempt = trace.attempt(REPLICA, CALL)
         attempt.answered()
-        headers = trace.headers()
+        headers = dict(line.split(": ", 1) for line in trace.headers().decode().splitlines())
+    assert list(headers) == ["openai-processing-ms", "server-timing", "x-pagegate-replica", "x-pagegate-trace"]
     assert headers["x-pagegate-replica"] == "a"
     assert headers["x-pagegate-trace"] == observed.lines[0]["trace_id"]
     ours, engines = (float(part.partition("dur=")[2]) for part in headers["server-timing"].split(", "))
     assert engines == 500.0
     assert ours + engines == pytest.approx(float(headers["openai-processing-ms"]), abs=1)
+
+
+def test_headers_are_whole_lines_from_the_beginning() -> None:
+    """Also of a call that no engine was asked for."""
+    observed = observing(traced=False)
+    with observed.telemetry.call(Arrival()) as trace:
+        lines = trace.headers()
+    assert lines == (
+        b"openai-processing-ms: 500\r\n"
+        b"server-timing: gateway;dur=500.00, engine;dur=0.00\r\n"
+        b"x-pagegate-replica: \r\n"
+        b"x-pagegate-trace: " + trace.trace_id.encode() + b"\r\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["a\r\nx-injected: 1", "a\n", "a\r", "\n", "a\0", "a b", "caf\xe9", "a\u2028b", ""])
+def test_no_replicas_name_can_end_a_line(name: str) -> None:
+    """It stands in a header as it is in the settings."""
+    with pytest.raises(ValidationError):
+        ReplicaSettings(name=name, url="http://127.0.0.1:1")
 
 
 @asynccontextmanager
@@ -556,6 +628,20 @@ def test_what_is_below_the_level_is_not_logged() -> None:
     log.info("quiet")
     log.warning("loud")
     assert [orjson.loads(line)["event"] for line in out.getvalue().splitlines()] == ["loud"]
+
+
+def test_a_whole_line_is_a_line_like_every_other() -> None:
+    """Only cheaper: same names, same order, same form of time."""
+    log, out = logged()
+    log.info("event", b=1, a="x", outcome=Outcome.OK)
+    log.line("info", "event", {"b": 1, "a": "x", "outcome": Outcome.OK})
+    first, second = [orjson.loads(line) for line in out.getvalue().splitlines()]
+    assert list(first) == list(second) == ["timestamp", "level", "event", "b", "a", "outcome"]
+    for line in (first, second):
+        timestamp = line.pop("timestamp")
+        assert timestamp.endswith("Z")
+        assert abs(datetime.now(UTC) - datetime.fromisoformat(timestamp)) < timedelta(minutes=1)
+    assert first == second
 
 
 def test_two_logs_do_not_know_each_other() -> None:
