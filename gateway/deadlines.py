@@ -50,16 +50,20 @@ class Deadlines(Generic[Timed]):
 
     def _look(self) -> None:
         assert self._loop is not None
-        self._timer = None
         begun_by_s = self._loop.time() - self.delay_s + ROUNDING_S
-        while self._started:
-            thing, started_s = next(iter(self._started.items()))
-            if started_s > begun_by_s:
-                if self._timer is None:
-                    self._timer = self._loop.call_later(started_s - begun_by_s, self._look)
-                return
-            del self._started[thing]
-            self._due(thing)
+        try:
+            while self._started:
+                thing, started_s = next(iter(self._started.items()))
+                if started_s > begun_by_s:
+                    break
+                del self._started[thing]
+                self._due(thing)
+        finally:
+            # Until here the timer that fired stands for itself, so that what `due` starts makes none.
+            self._timer = None
+            if self._started:
+                wait_s = next(iter(self._started.values())) - begun_by_s
+                self._timer = self._loop.call_later(max(0.0, wait_s), self._look)
 
     def __contains__(self, thing: object) -> bool:
         return thing in self._started

@@ -38,6 +38,14 @@ class Meter:
             Slots(limits.concurrent_calls) if limits.concurrent_calls else None,
         )
 
+    def fits(self, tokens: int, now_s: float) -> bool:
+        """Whether a call of so many tokens exceeds none of the limits now."""
+        return (
+            (self.slots is None or self.slots.taken < self.slots.size)
+            and (self.requests is None or self.requests.wait_s(1, now_s) == 0)
+            and (self.tokens is None or self.tokens.wait_s(tokens, now_s) == 0)
+        )
+
     def refusals(self, cost: Cost, now_s: float) -> Iterator[LimitReached]:
         """The limits that a call of this cost would exceed now."""
         if self.slots and self.slots.taken >= self.slots.size:
@@ -106,11 +114,11 @@ class Gate:
         now_s = self._clock()
         meters = self._meters_of(principal, now_s)
         cost = _fitted(self._estimator.estimate(call), meters)
-        refusals = [refusal for meter in meters for refusal in meter.refusals(cost, now_s)]
-        if refusals:
-            self.refused += 1
-            raise max(refusals, key=_patience_s)
         tokens = cost.total_tokens
+        for meter in meters:
+            if not meter.fits(tokens, now_s):
+                self.refused += 1
+                raise max((each for other in meters for each in other.refusals(cost, now_s)), key=_patience_s)
         for meter in meters:
             meter.take(tokens)
         self.running += 1
@@ -175,8 +183,10 @@ class Admission:
 
 def _fitted(cost: Cost, meters: tuple[Meter, ...]) -> Cost:
     """A guessed completion must not make a call impossible that a small limit has room for."""
+    if not cost.open_ended:
+        return cost
     sizes = [meter.tokens.size for meter in meters if meter.tokens]
-    if not cost.open_ended or not sizes:
+    if not sizes:
         return cost
     return cost._replace(completion_tokens=max(1, min(cost.completion_tokens, min(sizes) - cost.prompt_tokens)))
 
@@ -188,22 +198,22 @@ def _patience_s(refusal: LimitReached) -> float:
 
 def _lines(meters: tuple[Meter, ...]) -> bytes:
     """The x-ratelimit-* header lines, from the tightest limit of each kind; empty where there is no limit."""
-    return _told(b"requests", [meter.requests for meter in meters if meter.requests]) + _told(
-        b"tokens", [meter.tokens for meter in meters if meter.tokens]
-    )
+    requests = tokens = None
+    for meter in meters:
+        if meter.requests is not None and (requests is None or meter.requests.level < requests.level):
+            requests = meter.requests
+        if meter.tokens is not None and (tokens is None or meter.tokens.level < tokens.level):
+            tokens = meter.tokens
+    return (_told("requests", requests) + _told("tokens", tokens)).encode()
 
 
-def _told(kind: bytes, buckets: list[Bucket]) -> bytes:
-    if not buckets:
-        return b""
-    tightest = min(buckets, key=lambda bucket: bucket.level)
-    return b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\nx-ratelimit-reset-%b: %b\r\n" % (
-        kind,
-        tightest.size,
-        kind,
-        tightest.left,
-        kind,
-        duration(tightest.full_in_s()).encode(),
+def _told(kind: str, bucket: Bucket | None) -> str:
+    if bucket is None:
+        return ""
+    return (
+        f"x-ratelimit-limit-{kind}: {bucket.size}\r\n"
+        f"x-ratelimit-remaining-{kind}: {bucket.left}\r\n"
+        f"x-ratelimit-reset-{kind}: {duration(bucket.full_in_s())}\r\n"
     )
 
 

@@ -44,7 +44,8 @@ class Bucket:
         self.level -= units
 
     def give_back(self, units: float) -> None:
-        self.level = min(self.size, self.level + units)
+        level = self.level + units
+        self.level = level if level < self.size else self.size
 
     @property
     def left(self) -> int:

@@ -15,8 +15,8 @@ from gateway.wire import json_text, openai
 Resolve = Callable[[str], str]
 """A model's canonical name; raises UnknownModel for one that the caller may not call."""
 
-CHARSETS = frozenset({"", "charset=utf-8", 'charset="utf-8"'})
-PLAIN_JSON = "application/json"
+CHARSETS = frozenset({b"", b"charset=utf-8", b'charset="utf-8"'})
+PLAIN_JSON = b"application/json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,8 @@ class Arrival:
     @property
     def traceparent(self) -> str | None:
         """The caller's trace context (W3C), unparsed."""
-        return self._exchange.head.header(b"traceparent") or None
+        raw = self._exchange.head.headers.get(b"traceparent")
+        return raw.decode("latin-1") if raw else None
 
     @property
     def departed(self) -> GatewayError | None:
@@ -90,15 +91,15 @@ class Arrival:
         )
 
     def _check_head(self) -> None:
-        head = self._exchange.head
-        content_type = head.header(b"content-type")
+        headers = self._exchange.head.headers
+        content_type = headers.get(b"content-type", b"")
         if content_type != PLAIN_JSON:
-            kind, _, parameters = content_type.lower().partition(";")
+            kind, _, parameters = content_type.lower().partition(b";")
             if kind.strip() != PLAIN_JSON or parameters.strip() not in CHARSETS:
-                raise UnsupportedMediaType(content_type)
-        encoding = head.header(b"content-encoding")
-        if encoding and encoding.strip().lower() != "identity":
-            raise UnsupportedMediaType(content_type, encoding)
-        declared = head.header(b"content-length")
-        if declared.isdecimal() and int(declared) > self._limits.max_body_bytes:
+                raise UnsupportedMediaType(content_type.decode("latin-1"))
+        encoding = headers.get(b"content-encoding", b"").strip().lower()
+        if encoding not in (b"", b"identity"):
+            raise UnsupportedMediaType(content_type.decode("latin-1"), encoding.decode("latin-1"))
+        declared = headers.get(b"content-length", b"")
+        if declared.isdigit() and int(declared) > self._limits.max_body_bytes:
             raise BodyTooLarge(self._limits.max_body_bytes)

@@ -44,6 +44,7 @@ class CallerConnection(asyncio.Protocol):
         "_current",
         "_dropped_bytes",
         "_fault",
+        "_full",
         "_half_closed",
         "_head_bytes",
         "_in_head",
@@ -81,6 +82,7 @@ class CallerConnection(asyncio.Protocol):
         # Why nothing more is read of this connection.
         self._fault: GatewayError | None = None
         self._reading = True
+        self._full = False
         self._half_closed = False
         self._closing = False
         self._stalled = False
@@ -127,14 +129,19 @@ class CallerConnection(asyncio.Protocol):
         return True
 
     def pause_writing(self) -> None:
+        self._full = True
         if self._current is not None:
             self._current.fill()
-        self._callers.stalls.start(self)
+        if not self._closing:
+            self._callers.stalls.start(self)
 
     def resume_writing(self) -> None:
-        self._callers.stalls.stop(self)
+        self._full = False
         if self._current is not None:
             self._current.empty()
+        # What is closing keeps its deadline: the last bytes are to be read as well.
+        if not self._closing:
+            self._callers.stalls.stop(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -167,15 +174,19 @@ class CallerConnection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._barren_bytes = 0
+        if self._splicing:
+            return
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > MAX_HEAD_BYTES or len(self._pairs) >= MAX_HEADERS:
             self._refuse(HeadTooLarge(MAX_HEAD_BYTES))
         if self._in_head:
-            self._pairs.append((name.lower(), value))
+            # What surrounds a value is no part of it; the parser leaves what is behind it (RFC 9110, 5.5).
+            self._pairs.append((name.lower(), value.rstrip(b" \t")))
         # Otherwise it is a trailer of a chunked body, which must not pass for a header (RFC 9110, 6.5.1).
 
     def on_headers_complete(self) -> None:
         if self._splicing:
+            self._splicing = False
             return
         self._callers.heads.stop(self)
         self._in_head = False
@@ -198,7 +209,6 @@ class CallerConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._upgrade:
             return  # The parser thinks that the other protocol begins here.
-        self._splicing = False
         incoming, self._incoming = self._incoming, None
         if incoming is not None:
             incoming.complete()
@@ -235,6 +245,7 @@ class CallerConnection(asyncio.Protocol):
         self._current = None
         if self._closing or self._transport is None:
             return
+        self.let_on()
         if self._waiting and exchange.keep_alive:
             self._serve(self._waiting.popleft())
         elif self._fault is not None and exchange.keep_alive:
@@ -371,6 +382,8 @@ class CallerConnection(asyncio.Protocol):
 
     def _serve(self, exchange: Exchange) -> None:
         self._current = exchange
+        if self._full:
+            exchange.fill()
         self._callers.serve(self, exchange)
 
     def _last_words(self, error: GatewayError) -> None:
@@ -381,7 +394,9 @@ class CallerConnection(asyncio.Protocol):
 
     def _linger(self) -> None:
         """Sends what there is to send and the end, then drops what comes until the caller closes, for a while."""
-        if self._transport is not None and not self._closing:
+        if self._half_closed:
+            self.close()
+        elif self._transport is not None and not self._closing:
             self._closing = True
             self._callers.lingering.start(self)
             self._transport.write_eof()

@@ -35,17 +35,16 @@ class Exchange:
     """`head` is there from the beginning. `received_at_s` is monotonic; `full`: the caller has much to read still."""
 
     __slots__ = (
+        "_body",
         "_complete",
         "_connection",
         "_departed",
         "_failure",
-        "_held_bytes",
         "_keep_alive",
         "_limit_bytes",
         "_on_departure",
         "_on_room",
         "_opening",
-        "_parts",
         "_waiter",
         "ended",
         "full",
@@ -64,8 +63,7 @@ class Exchange:
         self.full = False
         self._connection = connection
         self._complete = False
-        self._parts: list[bytes] = []
-        self._held_bytes = 0
+        self._body: bytes | bytearray = b""
         self._limit_bytes = UNASKED_BYTES
         self._keep_alive = head.keep_alive and not head.http_1_0
         self._waiter: asyncio.Future[None] | None = None
@@ -94,18 +92,18 @@ class Exchange:
     async def body(self, limit_bytes: int, within_s: float) -> bytes:
         """The whole body. Raises BodyTooLarge, BodyTooSlow, CallerLeft, and what is wrong with its framing."""
         self._limit_bytes = limit_bytes
-        if self._held_bytes > limit_bytes:
+        if len(self._body) > limit_bytes:
             raise BodyTooLarge(limit_bytes)
+        self._connection.let_on()
         if not (self._complete or self._failure or self._departed):
-            if self.head.expects and not self._parts:
+            if self.head.expects and not self._body:
                 self._connection.write(CONTINUE)
-            self._connection.let_on()
             await self._rest(within_s)
         failure = self._failure or self._departed
         if failure is not None:
             raise failure
-        parts, self._parts = self._parts, []
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        body, self._body = self._body, b""
+        return bytes(body)
 
     async def _rest(self, within_s: float) -> None:
         timer = asyncio.get_running_loop().call_later(within_s, self.fail, BodyTooSlow(within_s))
@@ -141,7 +139,7 @@ class Exchange:
 
     def write(self, data: bytes) -> None:
         """Sends some of a stream. If `full` is set after that, more should wait until there is room."""
-        if not data or self._departed:
+        if not data or self._departed or self.head.method == "HEAD":
             return
         if not self.head.http_1_0:
             data = b"%x\r\n%b\r\n" % (len(data), data)
@@ -154,7 +152,8 @@ class Exchange:
         """Ends a stream, with some last `data`."""
         self.write(data)
         if not self._departed:
-            self._connection.write(self._opening + (b"" if self.head.http_1_0 else LAST_CHUNK))
+            unmarked = self.head.http_1_0 or self.head.method == "HEAD"
+            self._connection.write(self._opening + (b"" if unmarked else LAST_CHUNK))
         self._end()
 
     def end_connection(self) -> None:
@@ -199,13 +198,17 @@ class Exchange:
         """Some of the body came."""
         if self.ended or self._failure:
             return
-        self._parts.append(data)
-        self._held_bytes += len(data)
-        if self._held_bytes > self._limit_bytes:
+        if not self._body:
+            self._body = data
+        elif isinstance(self._body, bytearray):
+            self._body += data
+        else:
+            self._body = bytearray(self._body) + data
+        if len(self._body) > self._limit_bytes:
             if self._waiter is None:
                 self._connection.hold_back()
             else:
-                self._parts.clear()
+                self._body = b""
                 self.fail(BodyTooLarge(self._limit_bytes))
 
     def complete(self) -> None:

@@ -45,8 +45,8 @@ class Head(NamedTuple):
         """The bearer token (RFC 6750), where there is one. Never from the URL. Raises RepeatedHeader."""
         if self.repeated is not None:
             raise RepeatedHeader(self.repeated.decode())
-        scheme, _, token = self.header(b"authorization").partition(" ")
-        return token.strip() if scheme.lower() == "bearer" else None
+        scheme, _, token = self.headers.get(b"authorization", b"").partition(b" ")
+        return token.strip().decode("latin-1") if scheme.lower() == b"bearer" else None
 
 
 def read_head(

@@ -26,4 +26,4 @@ class Principal:
 
     def may_call(self, model: str) -> bool:
         """Whether `model`, a canonical name, matches one of the permitted patterns."""
-        return any(pattern == "*" or fnmatchcase(model, pattern) for pattern in self.models)
+        return "*" in self.models or any(fnmatchcase(model, pattern) for pattern in self.models)

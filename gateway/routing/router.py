@@ -1,7 +1,8 @@
 """Which replica should serve a call: filters, then weighted scorers, then a ranking. Decides; does nothing."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 from gateway.call import Call
@@ -29,19 +30,23 @@ class Router:
 
     def __init__(self, settings: RoutingSettings, rng: random.Random) -> None:
         weights = {idleness: settings.idleness, free_kv: settings.free_kv}
-        self._scorers: Mapping[Scorer, float] = {score: weight for score, weight in weights.items() if weight}
+        self._scorers = tuple((score, weight) for score, weight in weights.items() if weight)
         self._rng = rng
 
     def rank(self, call: Call, fleet: Snapshot) -> Ranking:
         return rank(call, fleet, self._scorers, self._rng)
 
 
-def rank(call: Call, fleet: Snapshot, scorers: Mapping[Scorer, float], rng: random.Random) -> Ranking:
+def rank(call: Call, fleet: Snapshot, scorers: Sequence[tuple[Scorer, float]], rng: random.Random) -> Ranking:
     """Best first; equals in random order, so that many gateways do not all choose the same replica."""
-    able = [replica for replica in fleet.of(call.model) if all(keep(call, replica) for keep in FILTERS)]
-    scored = [
-        (sum(weight * score(call, replica) for score, weight in scorers.items()), rng.random(), replica)
-        for replica in able
-    ]
-    scored.sort(key=lambda entry: entry[:2], reverse=True)
-    return Ranking(tuple(replica for _, _, replica in scored), tuple(score for score, _, _ in scored))
+    able = list(fleet.of(call.model))
+    for keep in FILTERS:
+        able = [replica for replica in able if keep(call, replica)]
+    scored = []
+    for replica in able:
+        total = 0.0
+        for score, weight in scorers:
+            total += weight * score(call, replica)
+        scored.append((total, rng.random(), replica))
+    scored.sort(key=itemgetter(0, 1), reverse=True)
+    return Ranking(tuple([entry[2] for entry in scored]), tuple([entry[0] for entry in scored]))

@@ -88,7 +88,11 @@ class Dispatcher:
         """The first attempt that is answered; whoever gets it has to end it. Raises as `send` does."""
         if not ranking:
             raise NoReplica(call.model)
-        return await self._walk(call, Walk(ranking), trace)
+        walk, failures = Walk(ranking), list[AttemptFailed]()
+        try:
+            return await self._attempt(call, walk.next(), trace, failures)
+        except AttemptFailed as first:
+            return await self._further(call, walk, trace, failures, first)
 
     def end(self, attempt: Attempt, error: BaseException | None) -> None:
         """Ends an attempt whose answer was read, or left because of `error`."""
@@ -99,18 +103,17 @@ class Dispatcher:
         if blame is not None:
             self._evidence.failed(attempt.replica, blame, str(error))
 
-    async def _walk(self, call: Call, walk: Walk, trace: Trace) -> Attempt:
-        failures: list[AttemptFailed] = []
+    async def _further(
+        self, call: Call, walk: Walk, trace: Trace, failures: list[AttemptFailed], first: AttemptFailed
+    ) -> Attempt:
+        """What can still be done after a first attempt that failed."""
+
+        async def another() -> Attempt:
+            return await self._attempt(call, walk.next(), trace, failures)
+
         try:
-            try:
-                return await self._attempt(call, walk.next(), trace, failures)
-            except AttemptFailed as first:
-                if not may_retry(first) or is_enough(failures, self._settings.attempts, untried=walk.untried()):
-                    raise
-
-            async def another() -> Attempt:
-                return await self._attempt(call, walk.next(), trace, failures)
-
+            if not may_retry(first) or is_enough(failures, self._settings.attempts, untried=walk.untried()):
+                raise first
             return await further_attempts(self._settings, failures, walk.untried)(another)
         except AttemptFailed as last:
             raise last.fault from last

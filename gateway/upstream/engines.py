@@ -89,7 +89,18 @@ class Answer(Protocol):
 class HttpAnswer:
     """The answer on a connection; the connection is kept for other calls when its message came to an end."""
 
-    __slots__ = ("_connection", "_connections", "_finished", "_gap", "_sink", "document", "first", "replica")
+    __slots__ = (
+        "_connection",
+        "_connections",
+        "_finished",
+        "_gap",
+        "_paused",
+        "_pouring",
+        "_sink",
+        "document",
+        "first",
+        "replica",
+    )
 
     def __init__(
         self,
@@ -107,10 +118,14 @@ class HttpAnswer:
         self._connections = connections
         self._gap = gap
         self._finished = False
+        self._pouring = False
+        self._paused = False
 
     async def pour(self, sink: Sink) -> None:
         self._sink = sink
-        self._gap.start(self._connection)
+        self._pouring = True
+        if not self._paused:
+            self._gap.start(self._connection)
         try:
             await self._connection.pour(self._take)
         except Broken:
@@ -118,6 +133,7 @@ class HttpAnswer:
         except TimeoutError:
             raise EngineStalled(self._gap.delay_s) from None
         finally:
+            self._pouring = False
             self._gap.stop(self._connection)
 
     def _take(self, data: bytes) -> bool:
@@ -127,17 +143,23 @@ class HttpAnswer:
         return self._sink(data)
 
     def pause(self) -> None:
+        self._paused = True
         self._gap.stop(self._connection)
         self._connection.pause()
 
     def resume(self) -> None:
-        self._connection.resume()
-        self._gap.start(self._connection)
+        # Once it is closed, the connection may be another call's.
+        if self._paused:
+            self._paused = False
+            self._connection.resume()
+            if self._pouring:
+                self._gap.start(self._connection)
 
     def finish(self) -> None:
         self._finished = True
 
     def close(self) -> None:
+        self._paused = False
         if self._finished:
             self._connections.release_at_end(self._connection, self.replica.address)
         else:
