@@ -41,9 +41,10 @@ class Pipeline:
         Raises a GatewayError: before the reply for what can still be a status, inside the block for what cannot.
         """
         with self.telemetry.call(arrival) as trace, Guard(self.open_calls) as guard:
+            arrival.trace_id = trace.trace_id
             with trace.stage("identity"):
                 principal = trace.record.principal = self.keys.authenticate(arrival.credential)
-                arrival.standing = partial(self.gate.lines, principal)
+                arrival.allowance = partial(self.gate.lines, principal)
             with trace.stage("edge"):
                 resolve = partial(self.catalog.resolve, may_call=principal.may_call)
                 call = trace.record.call = await arrival.read(resolve, principal.tenant.cache_salt)

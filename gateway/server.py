@@ -9,6 +9,7 @@ import gc
 import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
@@ -57,7 +58,7 @@ class Listener:
     def __init__(self, surface: Surface, bound: socket.socket, limits: ConnectionLimits, gateway: Gateway) -> None:
         self._bound = bound
         self.port: int = bound.getsockname()[1]
-        self.callers = Callers(surface, surface.surplus, limits, gateway.new_id, gateway.clock)
+        self.callers = Callers(surface, surface.surplus, limits, gateway.metrics, gateway.new_id, gateway.clock)
 
     async def __aenter__(self) -> "Listener":
         loop = asyncio.get_running_loop()
@@ -100,6 +101,11 @@ class Serving:
         await self._wait(pipeline.open_calls.until_none(), self._settings.drain_timeout_s)
         pipeline.open_calls.interrupt_all(ShuttingDown())
 
+    @property
+    def max_connections(self) -> int:
+        """As many callers as may be connected: as set, or fewer where files are scarce."""
+        return self._public.callers.limits.connections
+
     def hurry(self) -> None:
         """Makes a drain end now."""
         self._hurried = True
@@ -123,7 +129,11 @@ async def serving(
     """A gateway that accepts calls while the block runs, and is drained after. Raises PortTaken, SettingsError."""
     server = settings.server
     limits = ConnectionLimits(
-        server.head_timeout_s, server.slow_reader_s, server.keep_alive_s, connections=server.max_connections
+        server.head_timeout_s,
+        server.slow_reader_s,
+        server.keep_alive_s,
+        connections=min(server.max_connections, affordable_connections()),
+        connections_per_address=server.max_connections_per_address,
     )
     with ExitStack() as bound:
         # Ports first: one that is taken should cost nothing.
@@ -160,7 +170,13 @@ async def serve(settings: Settings) -> None:
 
         for number in SIGNALS:
             loop.add_signal_handler(number, on_signal)
-        served.gateway.log.info("listening", host=served.host, port=served.port, metrics_port=served.metrics_port)
+        served.gateway.log.info(
+            "listening",
+            host=served.host,
+            port=served.port,
+            metrics_port=served.metrics_port,
+            max_connections=served.max_connections,
+        )
         settle_memory()
         await stop.wait()
 
@@ -196,6 +212,15 @@ def allow_files(connections: int) -> None:
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def affordable_connections() -> int:
+    """How many callers' connections the limit of open files has room for: each may need an engine's beside it.
+
+    Without this an engine that cannot be connected to for want of a file would look as if it were down.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, (soft - SPARE_FILES) // 2)
 
 
 def run(settings: Settings) -> None:

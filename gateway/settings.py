@@ -81,7 +81,17 @@ class ServerSettings(Section):
     max_body_bytes: int = Field(8 * 2**20, ge=1024, description="A longer body is answered 413, unread.")
     head_timeout_s: Seconds = Field(10, description="A call's head must arrive within this time, also its first one.")
     body_timeout_s: Seconds = Field(30, description="The whole body must arrive within this time.")
-    max_connections: int = Field(20_000, ge=1, description="Connections beyond this are answered 503.")
+    max_connections: int = Field(
+        20_000,
+        ge=1,
+        description="Connections beyond this are answered 503; fewer where the process may not open twice as many "
+        "files.",
+    )
+    max_connections_per_address: int | None = Field(
+        None,
+        ge=1,
+        description="The same for each address that connects. Not for a gateway behind a proxy, whose address is one.",
+    )
     keep_alive_s: Seconds = Field(75, description="An idle connection is closed after this time.")
     slow_reader_s: Seconds = Field(
         30,

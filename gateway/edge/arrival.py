@@ -32,17 +32,18 @@ class ReadingLimits:
 class Arrival:
     """A call that has only begun. `received_at_s` is monotonic.
 
-    `standing` gives the header lines about the caller's limits and his trace, as far as they are known.
+    `trace_id` is set once the call is followed, and `allowance`, which tells of the caller's limits, once he is known.
     """
 
-    __slots__ = ("_exchange", "_limits", "id", "method", "path", "received_at_s", "standing")
+    __slots__ = ("_exchange", "_limits", "allowance", "id", "method", "path", "received_at_s", "trace_id")
 
     def __init__(self, exchange: Exchange, limits: ReadingLimits) -> None:
         self.id = exchange.id
         self.method = exchange.head.method
         self.path = exchange.head.path
         self.received_at_s = exchange.received_at_s
-        self.standing: Callable[[], bytes] = bytes
+        self.trace_id = ""
+        self.allowance: Callable[[], bytes] = bytes
         self._exchange = exchange
         self._limits = limits
 
@@ -56,6 +57,11 @@ class Arrival:
         """The caller's trace context (W3C), unparsed."""
         raw = self._exchange.head.headers.get(b"traceparent")
         return raw.decode("latin-1") if raw else None
+
+    def standing(self) -> bytes:
+        """The header lines that tell of the call what is known, for an answer that is an error."""
+        trace = f"x-pagegate-trace: {self.trace_id}\r\n".encode() if self.trace_id else b""
+        return self.allowance() + trace
 
     @property
     def departed(self) -> GatewayError | None:

@@ -1,12 +1,15 @@
 """The callers of one listener: their connections, the exchanges under way, and what all of them share."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from gateway.deadlines import Deadlines
 from gateway.edge.connection import CallerConnection
 from gateway.edge.exchange import Exchange
+from gateway.errors import GatewayError
 
 # How long the rest of a body that was answered is read and dropped, so that the answer is not lost.
 LINGER_S = 5.0
@@ -25,6 +28,15 @@ class ConnectionLimits:
     slow_reader_s: float
     keep_alive_s: float
     connections: int
+    connections_per_address: int | None = None
+
+
+class Census(Protocol):
+    """Who counts connections, and the heads that never became calls."""
+
+    connections: int
+
+    def head_refused(self, error: GatewayError) -> None: ...
 
 
 class Callers:
@@ -35,9 +47,16 @@ class Callers:
     """
 
     def __init__(
-        self, app: App, surplus: App, limits: ConnectionLimits, new_id: Callable[[], str], clock: Callable[[], float]
+        self,
+        app: App,
+        surplus: App,
+        limits: ConnectionLimits,
+        census: Census,
+        new_id: Callable[[], str],
+        clock: Callable[[], float],
     ) -> None:
         self.limits = limits
+        self.census = census
         self.new_id = new_id
         self.clock = clock
         self.retiring = False
@@ -48,6 +67,7 @@ class Callers:
         self._app = app
         self._surplus = surplus
         self._connections: set[CallerConnection] = set()
+        self._by_address: Counter[str] = Counter()
         # Tasks are kept here: an event loop holds them weakly.
         self._tasks: dict[Exchange, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
@@ -84,10 +104,20 @@ class Callers:
 
     def joined(self, connection: CallerConnection) -> None:
         self._connections.add(connection)
+        self.census.connections += 1
         connection.surplus = len(self._connections) > self.limits.connections
+        most = self.limits.connections_per_address
+        if most is not None:
+            self._by_address[connection.address] += 1
+            connection.surplus = connection.surplus or self._by_address[connection.address] > most
 
     def left(self, connection: CallerConnection) -> None:
         self._connections.discard(connection)
+        self.census.connections -= 1
+        if self.limits.connections_per_address is not None:
+            self._by_address[connection.address] -= 1
+            if not self._by_address[connection.address]:
+                del self._by_address[connection.address]
         self._changed.set()
 
     def serve(self, connection: CallerConnection, exchange: Exchange) -> None:

@@ -35,7 +35,10 @@ COMMENT = b":\n\n"
 
 
 class CallerConnection(asyncio.Protocol):
-    """The event loop's protocol for one connection. `surplus`: there were already as many as there may be."""
+    """The event loop's protocol for one connection. `surplus`: there were already as many as there may be.
+
+    `address` is the host that connected, which may be a proxy.
+    """
 
     __slots__ = (
         "_barren_bytes",
@@ -59,12 +62,14 @@ class CallerConnection(asyncio.Protocol):
         "_transport",
         "_upgrade",
         "_waiting",
+        "address",
         "surplus",
     )
 
     def __init__(self, callers: "Callers") -> None:
         self._callers = callers
         self.surplus = False
+        self.address = ""
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
         # The head that is being read; and the bytes since the last one that gave something.
@@ -94,6 +99,8 @@ class CallerConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no subclasses of asyncio's, they only look like them.
         self._transport = cast(asyncio.Transport, transport)
+        peer = transport.get_extra_info("peername")
+        self.address = peer[0] if peer else ""
         self._callers.joined(self)
         self._callers.heads.start(self)
 
@@ -389,6 +396,7 @@ class CallerConnection(asyncio.Protocol):
     def _last_words(self, error: GatewayError) -> None:
         """Answers what never became a call, and ends the connection."""
         if self._transport is not None and not self._closing:
+            self._callers.census.head_refused(error)
             self._transport.write(rendering.last_words(error, self._callers.new_id()))
             self._linger()
 

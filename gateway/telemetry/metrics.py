@@ -7,6 +7,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from gateway.errors import GatewayError
 from gateway.fleet.replica import Health, Snapshot
 from gateway.telemetry.instruments import Counts, Distribution, Distributions
 from gateway.telemetry.record import CallRecord, Outcome
@@ -30,6 +31,10 @@ class Metrics(Collector):
         self._errors = Counts("pagegate_errors", "Calls that did not end well, by error.", "model", "error")
         self._tokens = Counts("pagegate_tokens", "Tokens charged; cached is a part of prompt.", "model", "kind")
         self._attempts = Counts("pagegate_attempts", "Attempts on replicas.", "model", "replica", "result")
+        self._refused_heads = Counts(
+            "pagegate_refused_heads", "What came on a connection and never became a call, by error.", "error"
+        )
+        self.connections = 0
         self._duration = Distributions(
             "pagegate_call_duration_seconds", "From a call's arrival to its end.", DURATION_S, "model", "outcome"
         )
@@ -57,6 +62,10 @@ class Metrics(Collector):
         """Where a stream's inter-token times go."""
         return self._gaps.of(model)
 
+    def head_refused(self, error: GatewayError) -> None:
+        """Counts what never became a call."""
+        self._refused_heads[(type(error).__name__,)] += 1
+
     def attempt(self, model: str, replica: str, result: str) -> None:
         self._attempts[model, replica, result] += 1
 
@@ -78,10 +87,11 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """What a scrape sees: what was counted, and what is read off at this moment."""
-        for counts in (self._calls, self._errors, self._tokens, self._attempts):
+        for counts in (self._calls, self._errors, self._tokens, self._attempts, self._refused_heads):
             yield counts.family()
         for distributions in (self._duration, self._first_token, self._overhead, self._gaps, self._lag):
             yield distributions.family()
+        yield _gauge("pagegate_connections", "Open connections of callers.", [], [([], self.connections)])
         yield _gauge("pagegate_running_calls", "Calls that hold a lease.", [], [([], self._running())])
         replicas = [replica for pool in self._fleet().pools.values() for replica in pool]
         yield _gauge(

@@ -364,3 +364,45 @@ async def test_many_callers_come_and_go_and_leave_nothing(harness: Harness, engi
     await harness.serving._public.callers.gone(5)
     assert repr(harness.serving._public.callers) == "<Callers 0 connections, 0 exchanges>"
     assert KEY not in str(engines["a"].calls[0].headers)
+
+
+async def test_one_address_cannot_take_every_connection(engines: ScriptedEngines) -> None:
+    """With `max_connections_per_address` whoever connects from elsewhere still gets through."""
+    settings = {"max_connections_per_address": 2}
+    async with (
+        gateway({"a": engines["a"].url}, server=settings) as harness,
+        WireClient(harness.url) as one,
+        WireClient(harness.url) as two,
+    ):
+        await one.get("/livez")
+        await two.get("/livez")
+        assert told(await harness.post())[0] == 503
+        loop = asyncio.get_running_loop()
+        elsewhere = await loop.create_connection(Talk, "127.0.0.1", harness.serving.port, local_addr=("127.0.0.2", 0))
+        elsewhere[0].write(LIVEZ)
+        assert (await elsewhere[1].said).startswith(b"HTTP/1.1 200 ")
+        elsewhere[0].close()
+        two.leave()
+        await engines["a"].until(lambda: "<Callers 1 connections" in repr(harness.serving._public.callers))
+        assert (await harness.post()).status == 200
+
+
+class Talk(asyncio.Protocol):
+    """The first bytes that come."""
+
+    def __init__(self) -> None:
+        self.said: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def data_received(self, data: bytes) -> None:
+        if not self.said.done():
+            self.said.set_result(data)
+
+
+async def test_what_never_became_a_call_is_counted(harness: Harness) -> None:
+    """By its error: an operator sees slow and hostile clients that no call's metrics show."""
+    async with WireClient(harness.url) as client:
+        await client.send_raw(b"\x16\x03\x01\x02\x00")
+        await client.reply()
+        metrics = (await harness.get("/metrics")).body
+    assert b'pagegate_refused_heads_total{error="NotHttp"} 1.0' in metrics
+    assert b"pagegate_connections 2.0" in metrics

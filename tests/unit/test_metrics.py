@@ -11,7 +11,7 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.call import Call, Delivery, Usage
-from gateway.errors import CallerLeft, EngineLost, UnknownModel
+from gateway.errors import CallerLeft, EngineLost, NotHttp, UnknownModel
 from gateway.fleet.replica import Health, Load, Replica, Snapshot
 from gateway.http1 import Address
 from gateway.telemetry.lag import LoopLag
@@ -148,6 +148,7 @@ FAMILIES = [
     ("pagegate_errors", "counter", "error model", "", "Calls that did not end well, by error."),
     ("pagegate_tokens", "counter", "kind model", "", "Tokens charged; cached is a part of prompt."),
     ("pagegate_attempts", "counter", "model replica result", "", "Attempts on replicas."),
+    ("pagegate_refused_heads", "counter", "error", "", "What came on a connection and never became a call, by error."),
     (
         "pagegate_call_duration_seconds",
         "histogram",
@@ -183,6 +184,7 @@ FAMILIES = [
         "0.001 0.0025 0.005 0.01 0.025 0.05 0.1 0.25 0.5 1.0 5.0 +Inf",
         "How late the event loop does what is due.",
     ),
+    ("pagegate_connections", "gauge", "", "", "Open connections of callers."),
     ("pagegate_running_calls", "gauge", "", "", "Calls that hold a lease."),
     ("pagegate_replica_up", "gauge", "model replica", "", "1 while calls are sent to the replica."),
     (
@@ -207,6 +209,7 @@ def test_the_families_are_what_they_were() -> None:
     subject.ended(CallRecord("r", 10.0, call=call(), lease=lease, error=EngineLost()), 1.5)
     subject.attempt("tiny", "a", "answered")
     subject.gaps("tiny").observe(0.1)
+    subject.head_refused(NotHttp())
     found = [
         (
             family.name,
