@@ -21,8 +21,8 @@ REMARKABLE = (
     (b'"error"', b'"error":null'),
 )
 DECISIVE = (b"[DONE]", b"event:")
-# How they mostly look: where one of these stands first, what is before it is mostly plain.
-USUAL = (b'finish_reason":"', b'"usage":{', *DECISIVE)
+# A burst says such things at its end: about so much of it is looked into where the rest is plain.
+TAIL_BYTES = 1024
 # Why vLLM ended a choice that it did not finish: it shuts down, was paused, or lost the call.
 CUT_OFF = frozenset({"abort", "error"})
 
@@ -72,9 +72,12 @@ class StreamWatch:
         if _is_plain(whole):
             self._delivery.events += _data_events(whole)
             return whole
-        start = _plain_until(whole)
-        self._delivery.events += _data_events(whole[:start])
-        return whole[:start] + self._sift(whole[start:])
+        tail_at = whole.rfind(b"\n\n", 0, max(0, len(whole) - TAIL_BYTES)) + 2
+        head = whole[:tail_at] if tail_at > 1 else b""
+        if not head or not _is_plain(head):
+            return self._sift(whole)
+        self._delivery.events += _data_events(head)
+        return head + self._sift(whole[tail_at:])
 
     def _sift(self, whole: bytes) -> bytes:
         kept = []
@@ -135,13 +138,6 @@ def _is_plain(block: bytes) -> bool:
         if mark in block and block.count(mark) != block.count(dull):
             return False
     return b"[DONE]" not in block and b"event:" not in block
-
-
-def _plain_until(block: bytes) -> int:
-    """Where in a block that is not plain the events begin that have to be looked into; a burst has them at its end."""
-    found = [at for mark in USUAL if (at := block.find(mark)) >= 0]
-    start = block.rfind(b"\n\n", 0, min(found)) + 2 if found else 0
-    return start if start > 1 and _is_plain(block[:start]) else 0
 
 
 def _data_events(block: bytes) -> int:

@@ -79,10 +79,13 @@ class Cutter:
 
 def split(block: bytes) -> Iterator[bytes]:
     """The raw events of a block of whole events, and its empty lines: joined they are the block."""
-    start = 0
+    start, usual = 0, b"\r" not in block
     while start < len(block):
         if block[start] in b"\r\n":
             end = start + 1
+        elif usual:
+            end = block.find(b"\n\n", start) + 2
+            end = end if end > 1 else len(block)
         else:
             match = EVENT_END.search(block, start)
             end = match.end() if match else len(block)
@@ -92,6 +95,9 @@ def split(block: bytes) -> Iterator[bytes]:
 
 def decode(raw: bytes) -> Event | None:
     """What one raw event says; None for a comment or an event without data."""
+    # One line of data, as nearly all events are.
+    if raw.startswith(b"data: ") and raw.find(b"\n") == len(raw) - 2 and b"\r" not in raw:
+        return Event("message", raw[6:-2])
     kind, data = "", []
     for line in LINE_END.split(raw.removeprefix(BOM)):
         name, _, value = line.partition(b":")

@@ -95,11 +95,8 @@ def _operation(
 
 
 def _chat() -> dict[str, Any]:
-    stream = (
-        "With `stream: true`: events whose data is a `ChatChunk` each, the last `[DONE]`. "
-        "A stream that breaks off ends in an event whose data is an `Error`, without `[DONE]`."
-    )
-    content = {**_json("ChatReply"), "text/event-stream": {"schema": {**_text, "description": stream}}}
+    # As is usual before OpenAPI 3.2, the schema of a stream is that of one event.
+    content = {**_json("ChatReply"), "text/event-stream": {"schema": _ref("ChatEvent")}}
     return {
         **_operation("chat", "A model's next message", content, UNAUTHENTICATED | UNKNOWN_MODEL | REFUSED),
         "requestBody": {"required": True, "content": _json("ChatCall")},
@@ -139,6 +136,7 @@ def _schemas(max_choices: int, also_allowed: Collection[str]) -> dict[str, Any]:
         "ChatCall": _call(max_choices, also_allowed),
         "ChatReply": _reply("chat.completion", {"message": _ref("Message")}),
         "ChatChunk": _reply("chat.completion.chunk", {"delta": _ref("Message")}),
+        "ChatEvent": _event(),
         "Message": _object(
             {"role": _text, "content": or_null(_text), "tool_calls": or_null(_list({"type": "object"}))}
         ),
@@ -210,6 +208,18 @@ def _reply(kind: str, said: Mapping[str, Any]) -> dict[str, Any]:
         "usage": or_null(_ref("Usage")),
     }
     return _object(fields, "id", "object", "created", "model", "choices")
+
+
+def _event() -> dict[str, Any]:
+    """One event of a stream."""
+    said = [
+        {"type": "string", "contentMediaType": JSON, "contentSchema": _ref(name)} for name in ("ChatChunk", "Error")
+    ]
+    return {
+        **_object({"data": {"anyOf": [{"const": "[DONE]"}, *said]}}, "data"),
+        "description": "An event of a reply that is streamed. The last is `[DONE]`; a stream that breaks off ends in an "
+        "error, without `[DONE]`.",
+    }
 
 
 def _object(properties: Mapping[str, Any], *required: str) -> dict[str, Any]:
