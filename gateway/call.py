@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import orjson
+
 
 class Usage(NamedTuple):
     """Tokens that a call took. `measured` is False where the engine never said and we estimated."""
@@ -19,7 +21,7 @@ class Usage(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One call, read and checked. `body` holds exactly the fields that go upstream, `payload` the same as JSON.
+    """One call, read and checked. `body` holds exactly the fields that go upstream.
 
     `model` is the canonical name: aliases are resolved. `max_tokens` is per choice, None when the caller
     left it open. `prompt_bytes` is what the caller sent. `received_at_s` is monotonic.
@@ -29,13 +31,17 @@ class Call(NamedTuple):
     path: str
     model: str
     body: Mapping[str, Any]
-    payload: bytes
     stream: bool
     wants_usage: bool
     choices: int
     max_tokens: int | None
     prompt_bytes: int
     received_at_s: float
+
+    @property
+    def payload(self) -> bytes:
+        """`body` as JSON; written anew each time, for a call is there as long as its stream and needs it once."""
+        return orjson.dumps(self.body)
 
 
 @dataclass(slots=True)

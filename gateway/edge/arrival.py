@@ -87,7 +87,6 @@ class Arrival:
             path=openai.CHAT_PATH,
             model=model,
             body=body,
-            payload=json_text.dump(body),
             stream=fields.stream,
             wants_usage=fields.wants_usage,
             choices=fields.choices,

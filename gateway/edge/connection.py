@@ -27,6 +27,8 @@ MAX_HEADERS = 200
 # bytes is reset, and a reset takes the answer back out of the caller's hands (RFC 9112, 9.6).
 LINGER_BYTES = 64 * 2**20
 MAX_PIPELINED = 8
+# Who takes up so much in the time that he has may go on.
+FAIR_BYTES = 64 * 1024
 # Between looks at whether a caller who has closed his sending side is still there.
 LOOKS_S = (0.002, 1.0)
 RESET = struct.pack("ii", 1, 0)
@@ -60,6 +62,7 @@ class CallerConnection(asyncio.Protocol):
         "_stalled",
         "_target",
         "_transport",
+        "_unread_bytes",
         "_upgrade",
         "_waiting",
         "address",
@@ -91,6 +94,7 @@ class CallerConnection(asyncio.Protocol):
         self._half_closed = False
         self._closing = False
         self._stalled = False
+        self._unread_bytes = 0
         self._dropped_bytes = 0
         self._look_timer: asyncio.TimerHandle | None = None
 
@@ -128,6 +132,8 @@ class CallerConnection(asyncio.Protocol):
             return False
         self._half_closed = True
         # Both are without meaning to who still reads: an interim answer, a comment between two events.
+        if exchange.ended:
+            return True
         if exchange.started:
             exchange.write(COMMENT)
         else:
@@ -140,15 +146,17 @@ class CallerConnection(asyncio.Protocol):
         if self._current is not None:
             self._current.fill()
         if not self._closing:
-            self._callers.stalls.start(self)
+            self._expect_reading()
 
     def resume_writing(self) -> None:
         self._full = False
-        if self._current is not None:
-            self._current.empty()
         # What is closing keeps its deadline: the last bytes are to be read as well.
         if not self._closing:
             self._callers.stalls.stop(self)
+        if self._current is not None:
+            self._current.empty()
+        if self._current is not None and self._current.ended:
+            self.answered(self._current)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -202,6 +210,7 @@ class CallerConnection(asyncio.Protocol):
         except GatewayError as error:
             self._refuse(error)
             return
+        self._pairs = []
         exchange = self._incoming = Exchange(self, head, self._callers.new_id(), self._callers.clock())
         if self._current is None:
             self._serve(exchange)
@@ -230,9 +239,8 @@ class CallerConnection(asyncio.Protocol):
         """Much of a body came and nobody has asked for it yet."""
         if self._incoming is not self._current:
             self.cut()
-        elif self._reading and self._transport is not None:
-            self._reading = False
-            self._transport.pause_reading()
+        else:
+            self._stop_reading()
 
     def let_on(self) -> None:
         if not self._reading and self._transport is not None and not self._transport.is_closing():
@@ -249,6 +257,10 @@ class CallerConnection(asyncio.Protocol):
         """The answer is complete: the next exchange begins, or the connection waits for one, or it ends."""
         if exchange is not self._current:
             return
+        if self._full and not self._closing:
+            # First he is to read what he asked for: who asks and never reads would have us keep it all.
+            self._stop_reading()
+            return
         self._current = None
         if self._closing or self._transport is None:
             return
@@ -259,7 +271,7 @@ class CallerConnection(asyncio.Protocol):
             self._last_words(self._fault)
         elif self._fault is not None or exchange.unread:
             self._linger()
-        elif not exchange.keep_alive:
+        elif not exchange.keep_alive or self._half_closed or (self._callers.retiring and not self._in_head):
             self.close()
         else:
             (self._callers.heads if self._in_head else self._callers.idle).start(self)
@@ -284,15 +296,18 @@ class CallerConnection(asyncio.Protocol):
             self.close()
 
     def stall(self) -> None:
-        """The caller reads nothing."""
-        self._stalled = True
-        self.cut()
+        """The caller had his time to read: he loses his connection, unless he took up a fair part of what waits."""
+        if self._transport is not None and self._transport.get_write_buffer_size() <= self._unread_bytes - FAIR_BYTES:
+            self._expect_reading()
+        else:
+            self._stalled = True
+            self.cut()
 
     def close(self) -> None:
         """Closes when everything is sent."""
         if self._transport is not None and not self._closing:
             self._closing = True
-            self._callers.stalls.start(self)
+            self._expect_reading()
             self._transport.close()
 
     def cut(self) -> None:
@@ -309,6 +324,11 @@ class CallerConnection(asyncio.Protocol):
         return found
 
     # Reading.
+
+    def _stop_reading(self) -> None:
+        if self._reading and self._transport is not None and not self._transport.is_closing():
+            self._reading = False
+            self._transport.pause_reading()
 
     def _reads(self) -> bool:
         """Whether what comes can still become a call."""
@@ -386,6 +406,11 @@ class CallerConnection(asyncio.Protocol):
             raise ValueError("too many calls ahead")
 
     # Answering.
+
+    def _expect_reading(self) -> None:
+        if self._transport is not None:
+            self._unread_bytes = self._transport.get_write_buffer_size()
+            self._callers.stalls.start(self)
 
     def _serve(self, exchange: Exchange) -> None:
         self._current = exchange

@@ -108,7 +108,8 @@ class Exchange:
     async def _rest(self, within_s: float) -> None:
         timer = asyncio.get_running_loop().call_later(within_s, self.fail, BodyTooSlow(within_s))
         try:
-            await self._news()
+            while not (self._complete or self._failure or self._departed):
+                await self._news()
         finally:
             timer.cancel()
 

@@ -1,7 +1,7 @@
 """A call's head: what it says, if it can be read in one way only.
 
 Pure. The parser (llhttp) has refused what is no HTTP/1.x; here goes what a proxy before us might have read
-differently, and what is decided by a head alone: whether a connection may be used again, whether a body follows.
+differently.
 """
 
 import re
@@ -33,7 +33,6 @@ class Head(NamedTuple):
     repeated: bytes | None
     http_1_0: bool
     keep_alive: bool
-    has_body: bool
     expects: bool
 
     def header(self, name: bytes) -> str:
@@ -65,9 +64,9 @@ def read_head(
     if host is not None and not HOST.fullmatch(host):
         raise NotHttp("its Host header is no name of a host")
     encoding = headers.get(b"transfer-encoding")
-    if encoding is not None and (encoding.strip().lower() != b"chunked" or version == HTTP_1_0):
+    if encoding is not None and (encoding.lower() != b"chunked" or version == HTTP_1_0):
         raise NotHttp("its Transfer-Encoding is not `chunked` alone")
-    expect = headers.get(b"expect", b"").strip().lower()
+    expect = headers.get(b"expect", b"").lower()
     if expect not in (b"", b"100-continue"):
         raise ExpectationFailed
     path, query = _path(target)
@@ -79,7 +78,6 @@ def read_head(
         repeated=repeated,
         http_1_0=version == HTTP_1_0,
         keep_alive=keep_alive,
-        has_body=encoding is not None or headers.get(b"content-length", b"0").strip() != b"0",
         expects=expect != b"" and version == HTTP_1_1,
     )
 

@@ -202,7 +202,8 @@ class HttpEngines:
 
     async def answer(self, replica: Replica, call: Call, envelope: Envelope) -> HttpAnswer:
         """Sends the call and waits for the engine's answer. Raises AttemptFailed; the replica is left alone then."""
-        message = envelope.head(replica.address, call.path, len(call.payload)) + call.payload
+        payload = call.payload
+        message = envelope.head(replica.address, call.path, len(payload)) + payload
         connection = await self._acquire(replica)
         kept = connection.exchanges > 0
         try:

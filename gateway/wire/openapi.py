@@ -217,8 +217,7 @@ def _event() -> dict[str, Any]:
     ]
     return {
         **_object({"data": {"anyOf": [{"const": "[DONE]"}, *said]}}, "data"),
-        "description": "An event of a reply that is streamed. The last is `[DONE]`; a stream that breaks off ends in an "
-        "error, without `[DONE]`.",
+        "description": "One event of a stream. The last is `[DONE]`; one that breaks off ends in an error instead.",
     }
 
 

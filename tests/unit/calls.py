@@ -9,7 +9,6 @@ _USUAL = Call(
     path="/v1/chat/completions",
     model="m",
     body={},
-    payload=b"",
     stream=False,
     wants_usage=False,
     choices=1,

@@ -111,7 +111,6 @@ CALL = Call(
     path="/v1/chat/completions",
     model="tiny",
     body={"model": "tiny", "messages": [{"role": "user", "content": CANARY}], "temperature": 0.5, "seed": 7},
-    payload=CANARY.encode(),
     stream=True,
     wants_usage=False,
     choices=2,
