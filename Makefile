@@ -6,10 +6,10 @@ FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c '$(FITS)' 2>/dev/null && echo $$python && exit; done; echo python3)
 BIN := .venv/bin
-SOURCES := gateway engine_config scripts tests
+SOURCES := gateway engine_config benchmarks scripts tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test cover check format lock notices docs clean
+.PHONY: help run install test cover bench check format lock notices docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -28,6 +28,10 @@ test: ## install, then run every test, the real engine included (ARGS="-k name")
 cover: ## install, then show which lines and branches the tests without an engine reach
 	@$(PYTHON) scripts/install.py dev
 	@$(BIN)/python -m pytest --cov --cov-report=term tests/unit tests/gateway tests/faults tests/contract $(ARGS)
+
+bench: ## install, then measure the gateway beside others (ARGS="--quick", ARGS=--list)
+	@$(PYTHON) scripts/install.py dev
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 check: ## formatting, lint, types, and who imports whom
 	@$(PYTHON) scripts/install.py dev
