@@ -13,13 +13,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 from gateway.admission.gate import Gate
 from gateway.catalog import Catalog
 from gateway.edge.arrival import ReadingLimits
 from gateway.edge.probes import Probes
-from gateway.edge.routes import Calls, Models, Surface
+from gateway.edge.routes import Calls, Models, Surface, described
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.replica import Health, Replica
 from gateway.fleet.scrape import Scraper
@@ -36,6 +37,7 @@ from gateway.telemetry.logs import Log
 from gateway.telemetry.telemetry import Telemetry
 from gateway.upstream.dispatch import Dispatcher
 from gateway.upstream.engines import HttpEngines
+from gateway.wire import openapi
 
 Clock = Callable[[], float]
 
@@ -101,8 +103,11 @@ async def running(
         )
         probes = Probes(lambda: readiness(pipeline), instruments.exposition, metrics.CONTENT_TYPE)
         models = Models(keys, catalog, int(datetime.now(UTC).timestamp()))
-        documents = [*models.routes(), *probes.routes(with_metrics=settings.server.metrics_port is None)]
-        reading = _reading(settings)
+        with_metrics, reading = settings.server.metrics_port is None, _reading(settings)
+        document = openapi.document(
+            version("pagegate"), reading.max_choices, also_allowed=reading.also_allowed, with_metrics=with_metrics
+        )
+        documents = [*models.routes(), *probes.routes(with_metrics=with_metrics), described(document)]
         yield Gateway(
             public=Surface(Calls(pipeline).by_path(), documents, reading, log),
             operations=Surface({}, probes.routes(with_metrics=True), reading, log),

@@ -20,6 +20,7 @@ from gateway.edge.exchange import Exchange
 from gateway.errors import CallerLeft, GatewayError, SlowReader, TooManyConnections, UnknownModel, WrongMethod
 from gateway.identity.keys import Keys
 from gateway.pipeline import Pipeline
+from gateway.wire import openapi
 from gateway.wire.openai import CHAT_PATH
 
 Log = structlog.typing.FilteringBoundLogger
@@ -80,6 +81,16 @@ class Calls:
 
     def by_path(self) -> Mapping[str, CallEndpoint]:
         return {CHAT_PATH: self.chat_completions}
+
+
+def described(document: Mapping[str, Any]) -> Route:
+    """GET /openapi.json: the document, written once."""
+    body = orjson.dumps(document)
+
+    async def describe(request: Request) -> Response:
+        return Response(body, media_type=JSON)
+
+    return Route(openapi.PATH, describe)
 
 
 class Models:

@@ -24,8 +24,9 @@ INT_DIGITS = 20
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 ESCAPED_NUL = b"\\u0000"
 ESCAPED_BACKSLASH = b"\\\\"
-# How an escaped colon begins, and some other characters.
-ESCAPED_COLON = b"\\u003"
+ESCAPED_COLONS = (b"\\u003a", b"\\u003A")
+# How both of these begin, and all of Latin-1.
+ESCAPED_LATIN = b"\\u00"
 MARKS = b",:[{"
 # What the fast parser makes of an integer beyond 64 bits is a float that does not lie between these.
 LEAST_FLOAT, MOST_FLOAT = float(INT_64[0]), float(INT_64[-1] + 1)
@@ -79,13 +80,16 @@ def _is_faithful(value: dict[str, Any], raw: bytes) -> bool:
     That parser refuses what is no JSON, half characters and infinite numbers. It takes the last of keys that repeat,
     makes floats of integers beyond 64 bits, lets NUL pass and nests deeper.
     """
-    if ESCAPED_NUL in raw or not _is_plain(value):
+    escapes = ESCAPED_LATIN in raw
+    if (escapes and ESCAPED_NUL in raw) or not _is_plain(value):
         return False
     written = orjson.dumps(value)
     if written == raw:  # Most clients write as we do.
         return True
     # Every member has a colon, and one that was dropped is not written again with its own.
-    return ESCAPED_COLON not in raw and raw.count(b":") == written.count(b":")
+    if escapes and any(colon in raw for colon in ESCAPED_COLONS):
+        return False
+    return raw.count(b":") == written.count(b":")
 
 
 def _is_plain(value: object) -> bool:

@@ -13,7 +13,7 @@ from gateway.wire.rules import or_null
 PATH = "/openapi.json"
 JSON = "application/json"
 
-# What a status other than 200 means. Those of the first row can come from any route.
+# What a status other than 200 means. Those of the first table can come from any route.
 ANYWHERE = {
     400: "The call is not valid; `param` names the field, where one is wrong.",
     405: "The method is not the route's; `allow` has those that are.",
