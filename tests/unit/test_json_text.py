@@ -25,13 +25,13 @@ def nested(levels: int, opening: str = "[", closing: str = "]") -> bytes:
         # P02: nesting.
         pytest.param(nested(MAX_DEPTH + 1), "deeper", id="one level too deep"),
         pytest.param(nested(500), "deeper", id="500 levels"),
-        pytest.param(nested(100_000), "deeper", id="100,000 levels"),
+        pytest.param(nested(90_000), "deeper", id="90,000 levels"),
         pytest.param(b'{"a":' + b"[" * 1_000_000, "values", id="a million, never closed"),
         # Values: what they cost is paid before anybody is charged.
         pytest.param(b'{"a":[' + b"1," * MAX_VALUES + b"1]}", "values", id="numbers without end"),
         pytest.param(b'{"a":[' + b"{}," * MAX_VALUES + b"{}]}", "values", id="objects without end"),
         pytest.param(b'{"a":[' + b'"\\"",' * MAX_VALUES + b"1]}", "values", id="texts without end"),
-        pytest.param(b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "deeper", id="100,000 objects"),
+        pytest.param(b'{"a":' * 40_000 + b"1" + b"}" * 40_000, "deeper", id="40,000 objects"),
         # P03: keys that stand twice.
         pytest.param(b'{"model":"allowed","model":"secret"}', "twice", id="a key twice"),
         pytest.param(b'{"stream":true,"strea\\u006d":false}', "twice", id="a key twice, once escaped"),

@@ -1,6 +1,5 @@
 """gateway/wire/schemas.py: what engines are asked to compile has a bearable size, and holds together."""
 
-import time
 from typing import Any, Literal
 
 import orjson
@@ -167,16 +166,15 @@ def test_what_the_openai_client_makes_of_a_model_is_accepted() -> None:
 
 
 @pytest.mark.parametrize(
-    "schema",
+    ("schema", "accepted"),
     [
-        pytest.param({"anyOf": [{"$ref": "#/items"}] * 4000, "items": {}}, id="references"),
-        pytest.param({"$ref": "#/" + "a/" * 500_000}, id="a pointer without end"),
-        pytest.param({"a": [[[]]] * 100_000}, id="lists"),
-        pytest.param({"a": [{}] * 100_000}, id="objects"),
+        pytest.param({"anyOf": [{"$ref": "#/items"}] * 4000, "items": {}}, True, id="references"),
+        pytest.param({"$ref": "#/" + "a/" * 500_000}, False, id="a pointer without end"),
+        pytest.param({"a": [[[]]] * 100_000}, True, id="lists"),
+        pytest.param({"a": [{}] * 100_000}, False, id="objects"),
+        pytest.param({"const": [[{}]] * 100_000}, False, id="data"),
     ],
 )
-def test_a_hostile_schema_is_looked_at_quickly(schema: dict[str, Any]) -> None:
-    """Far under what reading it from the socket costs; the bound is for machines that are busy."""
-    begun_s = time.perf_counter()
-    check_schema(schema)
-    assert time.perf_counter() - begun_s < 1
+def test_a_large_schema_is_judged_as_a_small_one(schema: dict[str, Any], accepted: bool) -> None:
+    """No verdict depends on how much was looked at before it."""
+    assert (check_schema(schema) is None) == accepted
