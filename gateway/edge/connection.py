@@ -28,7 +28,7 @@ MAX_HEADERS = 200
 LINGER_BYTES = 64 * 2**20
 MAX_PIPELINED = 8
 # Who takes up so much in the time that he has may go on.
-FAIR_BYTES = 64 * 1024
+FAIR_BYTES = 16 * 1024
 # Between looks at whether a caller who has closed his sending side is still there.
 LOOKS_S = (0.002, 1.0)
 RESET = struct.pack("ii", 1, 0)
