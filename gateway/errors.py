@@ -120,7 +120,7 @@ class UnknownModel(BadCall):
     """The model does not exist or the principal may not call it: both look the same to the caller."""
 
     def __init__(self, model: str) -> None:
-        super().__init__(f"The model `{model[:128]}` does not exist or you do not have access to it.")
+        super().__init__(f"The model `{model[:64]}` does not exist or you do not have access to it.")
 
 
 class NoSuchRoute(BadCall):
