@@ -15,7 +15,7 @@ from gateway.errors import ExpectationFailed, NotHttp, RepeatedHeader
 
 HTTP_1_0, HTTP_1_1 = VERSIONS = ("1.0", "1.1")
 # Headers that decide something: of two, a proxy before us may have looked at the other one.
-SINGLE = (b"authorization", b"content-encoding", b"content-type", b"expect", b"host", b"traceparent")
+SINGLE = (b"authorization", b"content-encoding", b"content-type", b"expect", b"traceparent")
 # A name, an IPv4 or a bracketed IPv6 address, and a port (RFC 9112, 3.2). An empty one is legal.
 HOST = re.compile(rb"(?:[\w.~%!$&'()*+,;=-]*|\[[\w:.%]+\])(?::\d*)?", re.ASCII)
 
@@ -85,7 +85,7 @@ def read_head(
 def _repeated(pairs: Sequence[tuple[bytes, bytes]]) -> bytes | None:
     """Of the headers that must stand once the first that does not. Raises NotHttp for those that frame the call."""
     names = [name for name, _ in pairs]
-    for name in (b"transfer-encoding", b"content-length"):
+    for name in (b"transfer-encoding", b"content-length", b"host"):
         if names.count(name) > 1:
             raise NotHttp(f"it has more than one {name.decode()} header")
     return next((name for name in SINGLE if names.count(name) > 1), None)

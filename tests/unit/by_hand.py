@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 from gateway.edge.callers import Callers, ConnectionLimits
 from gateway.edge.connection import CallerConnection
 from gateway.edge.exchange import Exchange
+from gateway.errors import GatewayError
 
 T = TypeVar("T")
 # As in asyncio: above the one a transport says that it is full, below the other that it has room again.
@@ -23,10 +24,14 @@ HIGH_WATER_BYTES = 64 * 1024
 LOW_WATER_BYTES = 16 * 1024
 
 
-class HandLoop(asyncio.AbstractEventLoop):
-    """Runs callbacks when it is told to; `now_s` is its clock. What went wrong in a callback is in `errors`."""
+class HandLoop:
+    """Runs callbacks when it is told to; `now_s` is its clock. What went wrong in a callback is in `errors`.
+
+    It is no whole event loop: `as_loop` is for those who want one, and need of it what is here.
+    """
 
     def __init__(self) -> None:
+        self.as_loop = cast(asyncio.AbstractEventLoop, self)
         self.now_s = 1000.0
         self.errors: list[dict[str, Any]] = []
         self._ready: deque[asyncio.Handle] = deque()
@@ -36,7 +41,7 @@ class HandLoop(asyncio.AbstractEventLoop):
     def running(self) -> Iterator["HandLoop"]:
         """The block sees this loop as the running one."""
         before = asyncio._get_running_loop()
-        asyncio._set_running_loop(self)
+        asyncio._set_running_loop(self.as_loop)
         try:
             yield self
         finally:
@@ -83,31 +88,26 @@ class HandLoop(asyncio.AbstractEventLoop):
     def get_debug(self) -> bool:
         return False
 
-    def is_running(self) -> bool:
-        return True
-
     def create_future(self) -> "asyncio.Future[Any]":
-        return asyncio.Future(loop=self)
+        return asyncio.Future(loop=self.as_loop)
 
-    def create_task(self, coro: Any, **kwargs: Any) -> "asyncio.Task[Any]":
-        return asyncio.Task(coro, loop=self, **kwargs)
+    def create_task(self, coroutine: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        return asyncio.Task(coroutine, loop=self.as_loop)
 
-    def call_soon(  # type: ignore[override]
-        self, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self, context)
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, args, self.as_loop, context)
         self._ready.append(handle)
         return handle
 
-    def call_later(  # type: ignore[override]
+    def call_later(
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         return self.call_at(self.now_s + delay, callback, *args, context=context)
 
-    def call_at(  # type: ignore[override]
+    def call_at(
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        timer = asyncio.TimerHandle(when, callback, args, self.as_loop, context)
         self._timers.append(timer)
         return timer
 
@@ -198,15 +198,28 @@ class Wire:
     def is_closing(self) -> bool:
         return self.closing
 
+    def get_write_buffer_size(self) -> int:
+        return self.held
+
     def pause_reading(self) -> None:
         self.paused = True
 
     def resume_reading(self) -> None:
         self.paused = False
 
-    def get_extra_info(self, name: str) -> Socket:
-        assert name == "socket"
-        return self.socket
+    def get_extra_info(self, name: str) -> Any:
+        return {"socket": self.socket, "peername": ("127.0.0.1", 1)}[name]
+
+
+@dataclass
+class Census:
+    """Counts as the metrics do."""
+
+    connections: int = 0
+    refused: list[GatewayError] = field(default_factory=list)
+
+    def head_refused(self, error: GatewayError) -> None:
+        self.refused.append(error)
 
 
 App = Callable[[Exchange], Awaitable[None]]
@@ -219,6 +232,7 @@ class Listener:
     def __init__(self, app: App, limits: ConnectionLimits = LIMITS) -> None:
         self.loop = HandLoop()
         self.exchanges: list[Exchange] = []
+        self.census = Census()
         numbers = count(1)
 
         async def watched(exchange: Exchange) -> None:
@@ -226,7 +240,7 @@ class Listener:
             await app(exchange)
 
         with self.loop.running():
-            self.callers = Callers(watched, watched, limits, lambda: f"id-{next(numbers)}", self.loop.time)
+            self.callers = Callers(watched, watched, limits, self.census, lambda: f"id-{next(numbers)}", self.loop.time)
 
     def accept(self) -> "Caller":
         return Caller(self)
