@@ -41,12 +41,12 @@ class Surface:
         self.paths: tuple[str, ...] = (*calls, *(route.path_format for route in found))
         self._calls = calls
         self._others = Hosted(Router(found, redirect_slashes=False), limits.max_body_bytes, limits.body_timeout_s)
-        self._limits = limits
+        self.reading = limits
         self._log = log
 
     async def __call__(self, exchange: Exchange) -> None:
         """One exchange, from its head to its end."""
-        arrival = Arrival(exchange, self._limits)
+        arrival = Arrival(exchange, self.reading)
         try:
             endpoint = self._calls.get(arrival.path)
             if endpoint is None:
