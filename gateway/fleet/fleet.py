@@ -113,6 +113,9 @@ class Fleet:
             self._failures[replica] = self._failures.get(replica, 0) + 1
             if replica.health is not Health.UP or self._failures[replica] >= self._settings.failures_to_down:
                 self._set(replica, Health.DOWN, str(failed))
+        except Exception as error:
+            # Whatever an engine answers, it must not end the watching of all of them.
+            self._set(replica, Health.DOWN, f"its probes cannot be read ({type(error).__name__})")
         else:
             self._failures[replica] = 0
             self._set(replica, Health.UP, "")

@@ -1,5 +1,6 @@
 """One look at an engine over HTTP: is it healthy, what does it serve, how busy is it."""
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class Scraper:
             raise ProbeFailed(f"/v1/models answered {status}")
         try:
             models = orjson.loads(body)["data"]
-            names = frozenset(model["id"] for model in models)
+            names = frozenset(name for model in models if isinstance(name := model["id"], str))
             contexts = [length for model in models if isinstance(length := model.get("max_model_len"), int)]
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
             raise ProbeFailed("/v1/models answered something else than a list of models") from None
@@ -98,9 +99,11 @@ def parse_load(exposition: bytes) -> Load:
     found: dict[bytes, list[float]] = {}
     for name, value in GAUGE.findall(exposition):
         try:
-            found.setdefault(name, []).append(float(value))
+            number = float(value)
         except ValueError:
             continue
+        if math.isfinite(number) and number >= 0:
+            found.setdefault(name, []).append(number)
     return Load(
         running=int(sum(found.get(b"num_requests_running", ()))),
         waiting=int(sum(found.get(b"num_requests_waiting", ()))),

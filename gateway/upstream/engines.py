@@ -30,12 +30,15 @@ from gateway.wire.events import Cutter, Event, decode, split
 
 EVENT_STREAM = b"text/event-stream"
 LONGEST_EXPLANATION = 64 * 1024
+# An engine may quote its caller at length; of what it says only the beginning is looked over, and less is told.
+LOOKED_OVER_CHARS = 4000
+TOLD_CHARS = 500
 # An engine's words may name its files and addresses; a caller learns neither.
 PRIVATE = re.compile(
-    r"""(?ix) [a-z][a-z0-9+.-]*://\S+          # a URL
+    r"""(?ix) (?<![a-z0-9+.-])[a-z][a-z0-9+.-]*+://\S+  # a URL
           | (?<!\w)[a-z]:[\\/]\S*              # a path of Windows
           | [/\\][\w.~/\\@:%?=&-]{2,}          # any other path
-          | [\w-]+(?:\.[\w-]+)+:\d+\S*         # host and port
+          | (?<![\w.-])[\w-]++(?:\.[\w-]++)++:\d+\S*  # host and port
           | \b\d{1,3}(?:\.\d{1,3}){3}\b\S*      # an address"""
 )
 
@@ -352,13 +355,21 @@ class _EarlyError(NamedTuple):
 
 def _leading_error(event: Event) -> _EarlyError | None:
     """The error that a stream begins with, where it does: nothing was passed on, so it is still an honest status."""
-    if event.type != "error" and b'"error"' not in event.data:
+    if event.type != "error" and not _tells_of_an_error(event.data):
         return None
-    error = _error_of(event.data)
-    if not error and event.type != "error":
-        return None
-    code = error.get("code")
+    code = _error_of(event.data).get("code")
     return _EarlyError(code if isinstance(code, int) and 400 <= code < 600 else 500, event.data)
+
+
+def _tells_of_an_error(data: bytes) -> bool:
+    """Whether a chunk has an `error`; that word may as well be what the model says."""
+    if b'"error"' not in data:
+        return False
+    try:
+        chunk = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(chunk, dict) and bool(chunk.get("error"))
 
 
 def _error_of(document: bytes) -> Mapping[str, Any]:
@@ -375,7 +386,7 @@ def _explained(document: bytes) -> str:
     message = _error_of(document).get("message")
     if not isinstance(message, str) or not message.strip():
         return "The engine rejected the call."
-    return PRIVATE.sub("…", message.strip())[:500]
+    return PRIVATE.sub("…", message.strip()[:LOOKED_OVER_CHARS])[:TOLD_CHARS]
 
 
 def _param(document: bytes) -> str | None:

@@ -2,6 +2,10 @@
 
 import pytest
 
+from gateway.fleet.fleet import Looking
+from gateway.fleet.replica import Load
+from gateway.fleet.scrape import Served
+from gateway.http1 import Address
 from tests.engines import scripted
 from tests.harness import gateway
 from tests.wire_client import WireReply
@@ -110,6 +114,8 @@ async def test_a_gateway_starts_before_its_engines() -> None:
         ("/v1/models", b"[]", "something else than a list of models"),
         ("/v1/models", b"<html>", "something else than a list of models"),
         ("/v1/models", b'{"data":[]}', "serves nothing"),
+        ("/v1/models", b'{"data":[{"id":5},{"id":null},{"id":["tiny"]}]}', "serves nothing"),
+        ("/v1/models", b'{"data":[{"id":5},{"id":"other"}]}', "serves other"),
         ("/v1/models", b"x" * (9 * 2**20), "answered without end"),
         ("/health", None, "gave no answer"),
     ],
@@ -121,7 +127,8 @@ async def test_what_cannot_be_understood_is_not_up(path: str, body: bytes | None
             engines["a"].holds(on=path)
         else:
             engines["a"].fails_with(200, body, on=path)
-        async with gateway({"a": engines["a"].url}, wait=False, fleet={"probe_timeout_s": 0.05}) as harness:
+        patience = {"probe_timeout_s": 0.05 if body is None else 10}
+        async with gateway({"a": engines["a"].url}, wait=False, fleet=patience) as harness:
             await harness.until_down("a")
             assert why in harness.replica("a").why_down
 
@@ -134,3 +141,52 @@ async def test_an_engine_without_metrics_is_one_of_which_less_is_known(body: byt
         async with gateway({"a": engines["a"].url}) as harness:
             assert (harness.replica("a").load.running, harness.replica("a").load.kv_usage) == (0, 0)
             assert (await harness.post()).status == 200
+
+
+async def test_numbers_that_are_none_say_nothing_of_a_load() -> None:
+    """Neither do they end the watching, of this engine or of others."""
+    lines = (
+        b"vllm:num_requests_running 1e999",
+        b"vllm:num_requests_waiting -3",
+        b"vllm:kv_cache_usage_perc .e.",
+        b'vllm:num_requests_running{engine="1"} 4',
+    )
+    async with scripted("a") as engines:
+        engines["a"].fails_with(200, b"\n".join(lines) + b"\n", on="/metrics")
+        async with gateway({"a": engines["a"].url}) as harness:
+            assert harness.replica("a").load == Load(running=4)
+
+
+class Surprising:
+    """Looks at engines, and meets something at one of them."""
+
+    def __init__(self, look: Looking, where: Address) -> None:
+        self._look = look
+        self._where = where
+
+    async def health(self, address: Address) -> None:
+        if address == self._where:
+            raise ZeroDivisionError
+        await self._look.health(address)
+
+    async def served(self, address: Address) -> Served:
+        return await self._look.served(address)
+
+    async def load(self, address: Address) -> Load:
+        return await self._look.load(address)
+
+
+async def test_what_nobody_thought_of_in_a_probe_ends_no_gateway() -> None:
+    """The replica is out, says why, and is looked at again; the others are as they were."""
+    async with (
+        scripted("a", "b") as engines,
+        gateway({name: engine.url for name, engine in engines.items()}) as harness,
+    ):
+        fleet = harness.serving.gateway.pipeline.fleet
+        look = fleet._look
+        fleet._look = Surprising(look, harness.replica("a").address)
+        await harness.until_down("a")
+        assert harness.replica("a").why_down == "its probes cannot be read (ZeroDivisionError)"
+        assert served_by(await harness.post()) == (200, "b")
+        fleet._look = look
+        await harness.until_up()

@@ -3,7 +3,7 @@
 import orjson
 import pytest
 
-from gateway.upstream.engines import _explained
+from gateway.upstream.engines import PRIVATE, TOLD_CHARS, _explained
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,11 @@ from gateway.upstream.engines import _explained
 def test_addresses_and_paths_are_the_operators(said: str, told: str) -> None:
     """The reason for a rejection is told, where the engine lives is not."""
     assert _explained(orjson.dumps({"error": {"message": said}})) == told
+
+
+@pytest.mark.parametrize("word", ["a", "a.", "a-", "a+", "1.", "/a", "a:"])
+def test_looking_words_over_takes_time_for_each_character_once(word: str) -> None:
+    """An engine may quote a caller's whole text. This would take minutes if every character began a search."""
+    said = word * 100_000
+    assert len(PRIVATE.sub("…", said)) <= len(said)
+    assert len(_explained(orjson.dumps({"error": {"message": said}}))) <= TOLD_CHARS
