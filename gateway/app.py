@@ -18,7 +18,7 @@ from typing import Any
 
 from gateway.admission.gate import Gate
 from gateway.catalog import Catalog
-from gateway.edge.arrival import ReadingLimits
+from gateway.edge.arrival import ReadingLimits, Room
 from gateway.edge.probes import Probes
 from gateway.edge.routes import Calls, Models, Surface, described
 from gateway.fleet.fleet import Fleet
@@ -139,6 +139,7 @@ def _reading(settings: Settings) -> ReadingLimits:
         settings.server.max_body_bytes,
         settings.server.body_timeout_s,
         settings.admission.max_choices,
+        Room(settings.server.max_arriving_bytes),
         frozenset(settings.admission.allowed_fields),
     )
 

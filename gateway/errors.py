@@ -5,6 +5,21 @@ looks to a caller. Nothing here knows about HTTP.
 """
 
 
+def forget(error: BaseException | None) -> None:
+    """Drops the frames that an error came through, and those behind it: what they hold is not needed any more.
+
+    An error that is kept in what it is raised from holds itself, and with it a call's whole body, until the garbage
+    collector finds the circle; that may take thousands of calls.
+    """
+    behind, known = [error], set[int]()
+    while behind:
+        found = behind.pop()
+        if found is not None and id(found) not in known:
+            known.add(id(found))
+            found.__traceback__ = None
+            behind += (found.__cause__, found.__context__)
+
+
 class GatewayError(Exception):
     """A call ended without a complete reply. The message is for the caller: no URL, path, key or prompt."""
 
@@ -177,6 +192,20 @@ class TooManyConnections(Unserved):
 
     def __init__(self) -> None:
         super().__init__("The gateway is busy: it holds as many connections as it may.")
+
+
+class GatewayFull(Unserved):
+    """The gateway has no file left to reach an engine with."""
+
+    def __init__(self) -> None:
+        super().__init__("The gateway is busy: it has as many connections open as it may.")
+
+
+class BodiesWaiting(Unserved):
+    """As much of callers' bodies is on its way as there is room for."""
+
+    def __init__(self) -> None:
+        super().__init__("The gateway is busy: too many bytes of other calls are still on their way.")
 
 
 class Draining(Unserved):

@@ -6,6 +6,7 @@ faster than its reader is held back by the socket. How long to wait is the user'
 """
 
 import asyncio
+import errno
 import os
 import socket
 import ssl
@@ -23,6 +24,7 @@ MAX_HEADERS = 200
 HIGH_WATER_BYTES = 256 * 1024
 # How long an engine may take over the end of a message whose reply is complete.
 FAREWELL_S = 1.0
+OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
 
 
 class Address(NamedTuple):
@@ -133,7 +135,7 @@ class Connection(asyncio.Protocol):
         """The answer's head. Raises Broken, and TimeoutError once expired."""
         while self._head is None:
             if self._error:
-                raise self._error
+                raise _anew(self._error)
             await self._wait()
         return self._head
 
@@ -146,7 +148,7 @@ class Connection(asyncio.Protocol):
             if self._complete:
                 return b""
             if self._error:
-                raise self._error
+                raise _anew(self._error)
             await self._wait()
         return self._taken()
 
@@ -162,7 +164,7 @@ class Connection(asyncio.Protocol):
                 if not self._give():
                     return
                 if self._error:
-                    raise self._error
+                    raise _anew(self._error)
                 await self._wait()
         finally:
             self._sink = None
@@ -187,8 +189,13 @@ class Connection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether another exchange may follow: the last one is complete and both sides keep the connection."""
-        return self._complete and self._reusable and not self.closed
+        """Whether another exchange may follow: the last one is complete, and both sides keep the connection.
+
+        An engine may answer before it took the whole call; the next one is not to wait behind the rest of it.
+        """
+        if not (self._complete and self._reusable) or self._transport is None or self._transport.is_closing():
+            return False
+        return self._transport.get_write_buffer_size() == 0
 
     @property
     def complete(self) -> bool:
@@ -341,6 +348,20 @@ class Connection(asyncio.Protocol):
         self._reusable = self._parser.should_keep_alive() and not self._until_close
 
 
+class OutOfFiles(Broken):
+    """No connection came about because this process may open no more files: the engine has no part in it."""
+
+    def __init__(self) -> None:
+        super().__init__("no connection: out of files", refused=True, silent=True)
+
+
+def _anew(error: Broken | TimeoutError) -> Exception:
+    """The same to be raised: raised itself it would hold its connection, which holds it."""
+    if isinstance(error, Broken):
+        return Broken(str(error), refused=error.refused, silent=error.silent)
+    return TimeoutError()
+
+
 def reason_of(error: OSError | UnicodeError) -> str:
     """Why no connection came about, for callers too: asyncio's own words would name the address."""
     if isinstance(error, ssl.SSLError):
@@ -429,6 +450,8 @@ class Connections:
         except TimeoutError:
             raise Broken("no connection in time", refused=True, silent=True) from None
         except (OSError, UnicodeError) as error:
+            if isinstance(error, OSError) and error.errno in OUT_OF_FILES:
+                raise OutOfFiles from error
             raise Broken(f"no connection: {reason_of(error)}", refused=True, silent=True) from error
         if not connection.closed:
             self._open.add(connection)

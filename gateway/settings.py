@@ -79,6 +79,11 @@ class ServerSettings(Section):
         "reaches that port: set it when `host` is not loopback.",
     )
     max_body_bytes: int = Field(8 * 2**20, ge=1024, description="A longer body is answered 413, unread.")
+    max_arriving_bytes: int = Field(
+        512 * 2**20,
+        ge=2**20,
+        description="Room for all bodies that are still on their way; a call that finds none is answered 503.",
+    )
     head_timeout_s: Seconds = Field(10, description="A call's head must arrive within this time, also its first one.")
     body_timeout_s: Seconds = Field(30, description="The whole body must arrive within this time.")
     max_connections: int = Field(

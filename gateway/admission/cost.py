@@ -13,6 +13,12 @@ FIRST_GUESS_TOKENS_PER_BYTE = 0.3
 LEARNING_RATE = 0.1
 
 
+# A token stands for a byte of the prompt at least, but for those that a chat template adds.
+TEMPLATE_TOKENS = 4096
+MOST_TOKENS_PER_BYTE = 1.0
+LONGEST_COMPLETION_TOKENS = 2**20
+
+
 class Cost(NamedTuple):
     """Tokens that a call may take. `open_ended` when the caller did not say how long the completion may be."""
 
@@ -39,18 +45,27 @@ class Estimator:
 
     def learn(self, call: Call, usage: Usage) -> None:
         if usage.measured and call.prompt_bytes:
-            seen = usage.prompt_tokens / call.prompt_bytes
+            seen = min(MOST_TOKENS_PER_BYTE, usage.prompt_tokens / call.prompt_bytes)
             known = self._tokens_per_byte.get(call.model, seen)
             self._tokens_per_byte[call.model] = known + LEARNING_RATE * (seen - known)
 
 
-def charge(cost: Cost, delivery: Delivery, error: BaseException | None) -> Usage:
+def charge(call: Call, cost: Cost, delivery: Delivery, error: BaseException | None) -> Usage:
     """The tokens to charge: measured where known, nothing where nothing ran, else what was seen to be delivered."""
     if delivery.usage is not None:
-        return delivery.usage
+        return credible(call, delivery.usage)
     if not delivery.events and _nothing_ran(error):
         return Usage(0, 0)
     return Usage(cost.prompt_tokens, delivery.events, measured=False)
+
+
+def credible(call: Call, usage: Usage) -> Usage:
+    """What the engine says that the call took, but never more than it can have taken: a tenant pays for it."""
+    most = (LONGEST_COMPLETION_TOKENS if call.max_tokens is None else call.max_tokens) * call.choices
+    return usage._replace(
+        prompt_tokens=min(usage.prompt_tokens, call.prompt_bytes + TEMPLATE_TOKENS),
+        completion_tokens=min(usage.completion_tokens, most),
+    )
 
 
 def _nothing_ran(error: BaseException | None) -> bool:

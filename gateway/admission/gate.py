@@ -128,7 +128,7 @@ class Gate:
         """Gives back the slots, and the difference between what was reserved and what is charged. Once a lease."""
         if lease.charged is not None:
             return
-        lease.charged = charge(lease.cost, lease.delivery, error)
+        lease.charged = charge(call, lease.cost, lease.delivery, error)
         self._estimator.learn(call, lease.charged)
         now_s = self._clock()
         requests = int(isinstance(error, Unserved))

@@ -4,12 +4,13 @@ A caller is authenticated on an arrival; the body of a caller without a key is n
 limits of size and time, and gives a `Call` in which everything was checked.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from gateway.call import Call
 from gateway.edge.exchange import Exchange, Told
-from gateway.errors import BodyTooLarge, GatewayError, UnsupportedMediaType
+from gateway.errors import BodiesWaiting, BodyTooLarge, GatewayError, UnsupportedMediaType
 from gateway.wire import json_text, openai
 
 Resolve = Callable[[str], str]
@@ -19,13 +20,39 @@ CHARSETS = frozenset({b"", b"charset=utf-8", b'charset="utf-8"'})
 PLAIN_JSON = b"application/json"
 
 
+class Room:
+    """Room for bodies that are still coming, shared by all of a listener's callers; `<Room 3 of 512 bytes taken>`.
+
+    A body is read before a call is held to its limits, so these do not bound how many are being read.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._taken_bytes = 0
+
+    @contextmanager
+    def taken(self, body_bytes: int) -> Iterator[None]:
+        """Sets room aside while the block runs. Raises BodiesWaiting where there is none."""
+        if self._taken_bytes + body_bytes > self._most_bytes:
+            raise BodiesWaiting
+        self._taken_bytes += body_bytes
+        try:
+            yield
+        finally:
+            self._taken_bytes -= body_bytes
+
+    def __repr__(self) -> str:
+        return f"<Room {self._taken_bytes} of {self._most_bytes} bytes taken>"
+
+
 @dataclass(frozen=True, slots=True)
 class ReadingLimits:
-    """How much is read of a caller, for how long, and which fields are passed on beyond the usual ones."""
+    """How much is read of a caller, of all of them, for how long; and which fields are passed on beyond the usual."""
 
     max_body_bytes: int
     body_timeout_s: float
     max_choices: int
+    room: Room
     also_allowed: frozenset[str] = frozenset()
 
 
@@ -74,14 +101,22 @@ class Arrival:
 
     async def read(self, resolve: Resolve, cache_salt: str) -> Call:
         """The call, read and checked. Raises BadCall in its many forms, and CallerLeft."""
-        self._check_head()
-        raw = await self._exchange.body(self._limits.max_body_bytes, self._limits.body_timeout_s)
+        declared_bytes = self._check_head()
+        exchange, limits = self._exchange, self._limits
+        if exchange.unread:
+            # Of a body whose length is not said there may be as much as is taken of any.
+            with limits.room.taken(limits.max_body_bytes if declared_bytes is None else declared_bytes):
+                raw = await exchange.body(limits.max_body_bytes, limits.body_timeout_s)
+        else:
+            raw = await exchange.body(limits.max_body_bytes, limits.body_timeout_s)
         fields = openai.read_chat(json_text.parse(raw), self._limits.max_choices, self._limits.also_allowed)
         model = resolve(fields.model)
         body = fields.body | {"model": model, "cache_salt": cache_salt}
         if fields.stream:
             # The engine is always asked for the usage; the relay takes it out where the caller did not ask.
             body["stream_options"] = {"include_usage": True}
+            if fields.wants_usage_always:
+                body["stream_options"]["continuous_usage_stats"] = True
         return Call(
             id=self.id,
             path=openai.CHAT_PATH,
@@ -95,7 +130,8 @@ class Arrival:
             received_at_s=self.received_at_s,
         )
 
-    def _check_head(self) -> None:
+    def _check_head(self) -> int | None:
+        """How long the body is said to be. Raises UnsupportedMediaType, BodyTooLarge."""
         headers = self._exchange.head.headers
         content_type = headers.get(b"content-type", b"")
         if content_type != PLAIN_JSON:
@@ -106,5 +142,8 @@ class Arrival:
         if encoding not in (b"", b"identity"):
             raise UnsupportedMediaType(content_type.decode("latin-1"), encoding.decode("latin-1"))
         declared = headers.get(b"content-length", b"")
-        if declared.isdigit() and int(declared) > self._limits.max_body_bytes:
+        if not declared.isdigit():
+            return None
+        if int(declared) > self._limits.max_body_bytes:
             raise BodyTooLarge(self._limits.max_body_bytes)
+        return int(declared)

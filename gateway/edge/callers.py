@@ -15,6 +15,8 @@ from gateway.errors import GatewayError
 LINGER_S = 5.0
 # How long a connection that was just made is left open when the listener closes: its call is on the way.
 FIRST_CALL_S = 0.5
+# Connections beyond the limit that are kept for long enough to be told so; those beyond are cut at once.
+SURPLUS = 64
 
 App = Callable[[Exchange], Awaitable[None]]
 """Answers one exchange. Raises nothing; an exchange that it leaves without a whole answer loses its connection."""
@@ -105,11 +107,13 @@ class Callers:
     def joined(self, connection: CallerConnection) -> None:
         self._connections.add(connection)
         self.census.connections += 1
-        connection.surplus = len(self._connections) > self.limits.connections
-        most = self.limits.connections_per_address
-        if most is not None:
+        beyond = len(self._connections) - self.limits.connections
+        if self.limits.connections_per_address is not None:
             self._by_address[connection.address] += 1
-            connection.surplus = connection.surplus or self._by_address[connection.address] > most
+            beyond = max(beyond, self._by_address[connection.address] - self.limits.connections_per_address)
+        connection.surplus = beyond > 0
+        if beyond > SURPLUS:
+            connection.cut()
 
     def left(self, connection: CallerConnection) -> None:
         self._connections.discard(connection)

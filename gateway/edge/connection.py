@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import httptools
 
 from gateway.edge import rendering
-from gateway.edge.exchange import Exchange
+from gateway.edge.exchange import CONTINUE, Exchange
 from gateway.edge.head import Head, read_head
 from gateway.errors import CallerLeft, GatewayError, HeadTooLarge, HeadTooSlow, NotHttp, SlowReader, TargetTooLong
 
@@ -32,7 +32,8 @@ FAIR_BYTES = 16 * 1024
 # Between looks at whether a caller who has closed his sending side is still there.
 LOOKS_S = (0.002, 1.0)
 RESET = struct.pack("ii", 1, 0)
-INTERIM = b"HTTP/1.1 102 Processing\r\n\r\n"
+# Of all interim answers the one that every client knows to skip.
+INTERIM = CONTINUE
 COMMENT = b":\n\n"
 
 
@@ -40,6 +41,12 @@ class CallerConnection(asyncio.Protocol):
     """The event loop's protocol for one connection. `surplus`: there were already as many as there may be.
 
     `address` is the host that connected, which may be a proxy.
+
+    A connection *waits* for a head, *answers* one exchange (`_current`) while others are read behind it (`_waiting`,
+    `_incoming`), and *ends*: after a `_fault` nothing is read any more, and what was read is still answered; while
+    `_closing` what is sent is sent and what comes is dropped; then the transport is gone. Beside that, and
+    independent of it: the caller takes up nothing (`_full`), or has closed his sending side (`_half_closed`); or we
+    take nothing of him (not `_reading`).
     """
 
     __slots__ = (
@@ -126,14 +133,12 @@ class CallerConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """A caller who has sent his call may close his side and read on; whether he does, only a write can tell."""
         exchange = self._current
-        if exchange is None or exchange.unread or self._waiting or self._closing or self._transport is None:
-            return False
-        if exchange.head.http_1_0:
+        if exchange is None or self._incoming is not None or self._closing or self._transport is None:
             return False
         self._half_closed = True
-        # Both are without meaning to who still reads: an interim answer, a comment between two events.
-        if exchange.ended:
-            return True
+        if exchange.ended or exchange.head.http_1_0:
+            return True  # There is nothing that could be said to see whether he still reads.
+        # Both are without meaning to who does: an interim answer, a comment between two events.
         if exchange.started:
             exchange.write(COMMENT)
         else:
@@ -166,7 +171,7 @@ class CallerConnection(asyncio.Protocol):
         callers = self._callers
         for deadlines in (callers.heads, callers.idle, callers.stalls, callers.lingering):
             deadlines.stop(self)
-        self._waiting = None
+        self._waiting = self._incoming = None
         if self._current is not None:
             self._current.depart(SlowReader(callers.limits.slow_reader_s) if self._stalled else CallerLeft())
         callers.left(self)

@@ -227,6 +227,7 @@ class Exchange:
         """The caller has left."""
         if self._departed is None and not self.ended:
             self._departed = error
+            self._body = b""
             self._wake()
             if self._on_departure is not None:
                 self._on_departure(error)

@@ -17,7 +17,15 @@ from gateway.edge import rendering
 from gateway.edge.arrival import Arrival, ReadingLimits
 from gateway.edge.asgi import Hosted, head_of
 from gateway.edge.exchange import Exchange
-from gateway.errors import CallerLeft, GatewayError, SlowReader, TooManyConnections, UnknownModel, WrongMethod
+from gateway.errors import (
+    CallerLeft,
+    GatewayError,
+    SlowReader,
+    TooManyConnections,
+    UnknownModel,
+    WrongMethod,
+    forget,
+)
 from gateway.identity.keys import Keys
 from gateway.pipeline import Pipeline
 from gateway.wire import openapi
@@ -55,12 +63,13 @@ class Surface:
                 raise WrongMethod(arrival.method, "POST")
             else:
                 await endpoint(arrival, exchange)
-        except (CallerLeft, SlowReader):
-            return  # The connection is gone: there is nobody to answer.
+        except (CallerLeft, SlowReader) as error:
+            forget(error)  # The connection is gone: there is nobody to answer.
         except Exception as error:
             if not isinstance(error, GatewayError):
                 self._log.error("call_failed", call=exchange.id, exc_info=error)
             rendering.tell(exchange, error, arrival.standing())
+            forget(error)
 
     async def surplus(self, exchange: Exchange) -> None:
         """Answers on a connection beyond those that there may be."""

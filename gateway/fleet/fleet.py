@@ -7,7 +7,7 @@ from typing import Protocol
 
 from gateway.fleet.replica import Blame, Health, Load, Replica, Snapshot
 from gateway.fleet.scrape import ProbeFailed, Served, WrongModel
-from gateway.http1 import Address
+from gateway.http1 import Address, OutOfFiles
 from gateway.lifetime import background
 from gateway.settings import FleetSettings, ModelSettings
 
@@ -107,6 +107,8 @@ class Fleet:
                 raise WrongModel(served.names)
             replica.context_tokens = served.context_tokens
             replica.load = await self._look.load(replica.address)
+        except OutOfFiles:
+            return  # It is we who cannot look: what was known of it still holds.
         except WrongModel as wrong:
             self._set(replica, Health.DOWN, str(wrong))
         except ProbeFailed as failed:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import orjson
 
 from gateway.fleet.replica import Load
-from gateway.http1 import Address, Broken, Connections
+from gateway.http1 import Address, Broken, Connections, OutOfFiles
 
 MAX_BYTES = 8 * 2**20
 # The gauges we steer by, in Prometheus text; an engine with several ranks has a line for each.
@@ -73,6 +73,8 @@ class Scraper:
         message = f"GET {path} HTTP/1.1\r\nhost: {address}\r\naccept-encoding: identity\r\n{key}\r\n".encode("latin-1")
         try:
             connection = await self._connections.acquire(address)
+        except OutOfFiles:
+            raise
         except Broken as broken:
             raise ProbeFailed(str(broken)) from None
         try:

@@ -1,8 +1,11 @@
 """A stream that takes lines and is never waited for: one that is stuck, closed or left costs lines, never a call."""
 
 import io
+import os
 import select
+import stat
 import threading
+import weakref
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -24,6 +27,9 @@ class Lines:
         self._lost = 0
         self._torn = False
         self._room = _room(out)
+        self._own = _reopened(out)
+        if self._own is not None:
+            weakref.finalize(self, os.close, self._own)
         # Of one thread again and again: what the garbage collector finds may be logged in the middle of a line.
         self._lock = threading.RLock()
 
@@ -59,11 +65,29 @@ class Lines:
     def _take_some(self, piece: bytes) -> int:
         """How many bytes the stream took."""
         try:
+            if self._own is not None:
+                return os.write(self._own, piece)
             if self._room is not None and not self._room.poll(0):
                 return 0
             return self._out.write(piece) or 0
         except (OSError, ValueError):  # Nobody reads it, its disk is full; or it was closed.
             return 0
+
+
+def _reopened(out: BinaryIO) -> int | None:
+    """A terminal's or a pipe's descriptor of our own, on which writing never waits; None for anything else.
+
+    A terminal says that it has room when it has some; and a pipe's room may be filled by another process in between.
+    To make the shared descriptor one that does not wait would be felt by everybody who shares it.
+    """
+    try:
+        descriptor = out.fileno()
+        kind = os.fstat(descriptor).st_mode
+        if not (stat.S_ISFIFO(kind) or os.isatty(descriptor)):
+            return None
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return None
 
 
 def _room(out: BinaryIO) -> "select.poll | None":

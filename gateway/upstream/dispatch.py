@@ -4,11 +4,11 @@ from types import TracebackType
 from typing import NamedTuple, Protocol
 
 from gateway.call import Call
-from gateway.errors import EngineBroke, EngineLost, EngineStalled, NoReplica, ReplyIncomplete
+from gateway.errors import EngineBroke, EngineLost, EngineStalled, NoReplica, ReplyIncomplete, forget
 from gateway.fleet.replica import Blame, Replica
 from gateway.settings import UpstreamSettings
 from gateway.upstream.engines import Answer, AttemptFailed, Envelope
-from gateway.upstream.retrying import further_attempts, is_enough, may_retry
+from gateway.upstream.retrying import Failure, further_attempts, is_enough, may_retry
 
 
 class Engines(Protocol):
@@ -88,11 +88,14 @@ class Dispatcher:
         """The first attempt that is answered; whoever gets it has to end it. Raises as `send` does."""
         if not ranking:
             raise NoReplica(call.model)
-        walk, failures = Walk(ranking), list[AttemptFailed]()
+        walk, failures = Walk(ranking), list[Failure]()
         try:
             return await self._attempt(call, walk.next(), trace, failures)
         except AttemptFailed as first:
-            return await self._further(call, walk, trace, failures, first)
+            try:
+                return await self._further(call, walk, trace, failures, first)
+            finally:
+                forget(first)
 
     def end(self, attempt: Attempt, error: BaseException | None) -> None:
         """Ends an attempt whose answer was read, or left because of `error`."""
@@ -104,12 +107,16 @@ class Dispatcher:
             self._evidence.failed(attempt.replica, blame, str(error))
 
     async def _further(
-        self, call: Call, walk: Walk, trace: Trace, failures: list[AttemptFailed], first: AttemptFailed
+        self, call: Call, walk: Walk, trace: Trace, failures: list[Failure], first: AttemptFailed
     ) -> Attempt:
         """What can still be done after a first attempt that failed."""
 
         async def another() -> Attempt:
-            return await self._attempt(call, walk.next(), trace, failures)
+            try:
+                return await self._attempt(call, walk.next(), trace, failures)
+            except AttemptFailed as failed:
+                forget(failed)
+                raise
 
         try:
             if not may_retry(first) or is_enough(failures, self._settings.attempts, untried=walk.untried()):
@@ -118,19 +125,21 @@ class Dispatcher:
         except AttemptFailed as last:
             raise last.fault from last
 
-    async def _attempt(self, call: Call, replica: Replica, trace: Trace, failures: list[AttemptFailed]) -> Attempt:
+    async def _attempt(self, call: Call, replica: Replica, trace: Trace, failures: list[Failure]) -> Attempt:
         """One attempt. The replica counts it as begun until it fails or, later, until its answer is closed."""
         self._evidence.begun(replica)
         span = trace.attempt(replica, call)
         try:
             answer = await self._engines.answer(replica, call, Envelope(call.id, span.traceparent))
-        except BaseException as error:
-            failed = error if isinstance(error, AttemptFailed) else None
-            span.end(failed.fault if failed else error, failed.blame if failed else None)
+        except AttemptFailed as failed:
+            failures.append(Failure(failed.blame, failed.begun))
+            span.end(failed.fault, failed.blame)
             self._evidence.ended(replica)
-            if failed:
-                failures.append(failed)
-                self._evidence.failed(replica, failed.blame, str(failed))
+            self._evidence.failed(replica, failed.blame, str(failed))
+            raise
+        except BaseException as error:
+            span.end(error, None)
+            self._evidence.ended(replica)
             raise
         span.answered()
         return Attempt(replica, answer, span)

@@ -21,10 +21,11 @@ from gateway.errors import (
     EnginesBusy,
     EngineStalled,
     GatewayError,
+    GatewayFull,
     TimedOut,
 )
 from gateway.fleet.replica import Blame, Replica
-from gateway.http1 import Address, Broken, Connection, Connections, Sink
+from gateway.http1 import Address, Broken, Connection, Connections, OutOfFiles, Sink
 from gateway.settings import UpstreamSettings
 from gateway.wire.events import Cutter, Event, decode, split
 
@@ -138,6 +139,7 @@ class HttpAnswer:
         finally:
             self._pouring = False
             self._gap.stop(self._connection)
+            del self._sink  # It knows us, too.
 
     def _take(self, data: bytes) -> bool:
         # Comments keep a connection alive, and say nothing of the engine behind it: they do not count as headway.
@@ -231,6 +233,8 @@ class HttpEngines:
     async def _acquire(self, replica: Replica, *, fresh: bool = False) -> Connection:
         try:
             return await self._connections.acquire(replica.address, fresh=fresh)
+        except OutOfFiles as full:
+            raise AttemptFailed(Blame.NONE, GatewayFull(), retryable=False) from full
         except Broken as broken:
             raise AttemptFailed(Blame.UNREACHABLE, EngineFailed(str(broken)), begun=fresh) from broken
 
@@ -315,7 +319,7 @@ class HttpEngines:
 
 async def _first_event(connection: Connection, limit_bytes: int) -> tuple[bytes, Event]:
     """What came up to the first event, with all that came along with it; and that event. Comments are no events."""
-    cutter, received = Cutter(), b""
+    cutter, received = Cutter(), bytearray()
     while len(received) <= limit_bytes:
         data = await connection.read()
         received += data
@@ -323,7 +327,7 @@ async def _first_event(connection: Connection, limit_bytes: int) -> tuple[bytes,
         if not data or (event is not None and event.data == b"[DONE]"):
             raise _failed("an empty stream")
         if event is not None:
-            return received, event
+            return bytes(received), event
     raise _failed("an event beyond the size limit")
 
 

@@ -1,6 +1,7 @@
 """What may be tried again before the first byte, when, and how often: tenacity policies as values."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
@@ -13,12 +14,19 @@ LONGEST_PAUSE_S = 2.0
 MOST_BEGUN = 2
 
 
+class Failure(NamedTuple):
+    """What is kept of an attempt that failed; the error itself would keep the whole call."""
+
+    blame: Blame
+    begun: bool
+
+
 def may_retry(error: BaseException) -> bool:
     """Whether another attempt may succeed where this one failed."""
     return isinstance(error, AttemptFailed) and error.retryable
 
 
-def is_enough(failures: Sequence[AttemptFailed], attempts: int, *, untried: bool) -> bool:
+def is_enough(failures: Sequence[Failure], attempts: int, *, untried: bool) -> bool:
     """Whether a call that failed like this has been tried often enough, of at most so many `attempts`.
 
     A busy engine is not asked again: that would only keep it busier. `untried`: there is one not asked yet.
@@ -29,7 +37,7 @@ def is_enough(failures: Sequence[AttemptFailed], attempts: int, *, untried: bool
 
 
 def further_attempts(
-    settings: UpstreamSettings, failures: Sequence[AttemptFailed], untried: Callable[[], bool]
+    settings: UpstreamSettings, failures: Sequence[Failure], untried: Callable[[], bool]
 ) -> AsyncRetrying:
     """The attempts after a first one that failed: at once while there are untried replicas, then with pauses.
 

@@ -44,6 +44,7 @@ class ChatFields(NamedTuple):
     body: dict[str, Any]
     stream: bool
     wants_usage: bool
+    wants_usage_always: bool
     choices: int
     max_tokens: int | None
 
@@ -69,8 +70,9 @@ def read_chat(fields: Mapping[str, Any], max_choices: int, also_allowed: Collect
         if name not in body:
             raise BadCall(f"Missing required parameter: '{name}'.", name)
     stream = body.get("stream", False)
-    options = body.get("stream_options")
-    if options is not None and not stream:
+    options = body.get("stream_options", {})
+    wants_usage = options.get("include_usage") is True
+    if "stream_options" in body and not stream:
         raise BadCall("'stream_options' is only allowed when 'stream' is true.", "stream_options")
     choices = body.get("n", 1)
     if choices > max_choices:
@@ -80,7 +82,8 @@ def read_chat(fields: Mapping[str, Any], max_choices: int, also_allowed: Collect
         body["model"],
         body,
         stream,
-        options is not None and options.get("include_usage") is True,
+        wants_usage,
+        wants_usage and options.get("continuous_usage_stats") is True,
         choices,
         _max_tokens(body),
     )
@@ -131,7 +134,9 @@ FORWARDED: Mapping[str, Rule] = {
     "model": text(MAX_MODEL_CHARS),
     "messages": messages.messages,
     "stream": boolean,
-    "stream_options": record({"include_usage": boolean, "include_obfuscation": boolean}),
+    "stream_options": record(
+        {"include_usage": boolean, "include_obfuscation": boolean, "continuous_usage_stats": boolean}
+    ),
     "n": integer(1, 128),
     "max_tokens": integer(1, MAX_TOKENS),
     "max_completion_tokens": integer(1, MAX_TOKENS),

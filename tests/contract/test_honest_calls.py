@@ -9,7 +9,7 @@ from openai.types.chat import ChatCompletionMessage, ChatCompletionMessageParam
 from pydantic import BaseModel, Field
 
 from tests.engines import ScriptedEngine, scripted
-from tests.harness import KEY, MODEL, gateway
+from tests.harness import KEY, MODEL, gateway, hello
 
 pytestmark = pytest.mark.anyio
 
@@ -199,3 +199,12 @@ async def test_a_conversation_goes_on_with_the_clients_own_messages(
     assert sent[4]["tool_calls"][0]["function"] == {"name": "Weather", "arguments": '{"city":"Paris"}'}
     assert sent[4]["reasoning"] == "It is about the weather."
     assert not {"parsed", "annotations", "audio", "function_call"} & {name for message in sent for name in message}
+
+
+async def test_a_caller_may_have_the_usage_with_every_token() -> None:
+    """Load tools of vLLM's own ask for it: `continuous_usage_stats`, which says something only beside `include_usage`."""
+    async with scripted("a") as engines, gateway({"a": engines["a"].url}) as harness:
+        for options in ({"include_usage": True, "continuous_usage_stats": True}, {"continuous_usage_stats": True}):
+            assert (await harness.post(hello(stream=True, stream_options=options))).status == 200
+        asked = [call.body["stream_options"] for call in engines["a"].calls]
+    assert asked == [{"include_usage": True, "continuous_usage_stats": True}, {"include_usage": True}]

@@ -250,7 +250,7 @@ async def test_a_caller_that_closes_his_side_and_reads_on_gets_his_reply(
         await engine.saw()
         client.half_close()
         # While the engine is silent he gets an interim answer: it tells us whether he is still there.
-        assert (await client.read()).startswith(b"HTTP/1.1 102 ")
+        assert (await client.read()).startswith(b"HTTP/1.1 100 ")
         engine.release()
         engine.step(10)
         reply = await client.reply()
@@ -406,3 +406,24 @@ async def test_what_never_became_a_call_is_counted(harness: Harness) -> None:
         metrics = (await harness.get("/metrics")).body
     assert b'pagegate_refused_heads_total{error="NotHttp"} 1.0' in metrics
     assert b"pagegate_connections 2.0" in metrics
+
+
+async def test_bodies_on_their_way_have_room_together(engines: ScriptedEngines) -> None:
+    """They are read before a call's limits are asked: without a bound one key could fill the memory."""
+    headers = {**bearer(), "content-type": "application/json"}
+    megabyte = message("POST", CHAT, body=bytes(2**20), headers=headers)
+    async with (
+        gateway({"a": engines["a"].url}, server={"max_arriving_bytes": 2**20}) as harness,
+        WireClient(harness.url) as one,
+        WireClient(harness.url) as two,
+    ):
+        await one.send_raw(megabyte[:-10])
+        room = harness.serving.gateway.public.reading.room
+        await engines["a"].until(lambda: "<Room 1048576 of" in repr(room))
+        await two.send_raw(megabyte[:-10])
+        refused = await two.reply()
+        assert (refused.status, refused.json["error"]["code"]) == (503, "server_is_overloaded")
+        assert (await harness.post()).status == 200, "what came at once takes no room"
+        await one.send_raw(megabyte[-10:])
+        assert (await one.reply()).status == 400
+        assert repr(room) == "<Room 0 of 1048576 bytes taken>"

@@ -269,12 +269,13 @@ FAMILIES: dict[str, list[bytes]] = {
         head(CHUNKED) + SIZED + b"\r\n0\r\ncontent-length: 5\r\n\r\n",
         head(CHUNKED) + SIZED + b"\r\n0\r\ntransfer-encoding: chunked\r\n\r\n",
     ],
-    "other ends of lines in a head": [
+    "another host, or other ends of lines in a head": [
         head(LENGTH, end=b"\n") + BODY,
         head(LENGTH, end=b"\r") + BODY,
         head(LENGTH, end=b"\r\r\n") + BODY,
         head(LENGTH).removesuffix(b"\r\n") + b"\n" + BODY,
         head(LENGTH).removesuffix(b"\r\n") + b"\r" + BODY,
+        head(LENGTH, b"host: y") + BODY,
         head(LENGTH).replace(b"\r\n", b"\n", 1) + BODY,
         head(LENGTH).replace(b"\r\n", b"\r\n folded: x\r\n", 1) + BODY,
         b"\x00" + head(LENGTH) + BODY,
@@ -303,7 +304,7 @@ async def test_what_could_be_read_in_two_ways_is_refused(
     assert not wrong
 
 
-@pytest.mark.parametrize("line", [b"host: y", b"content-type: text/plain", b"authorization: Bearer other"])
+@pytest.mark.parametrize("line", [b"content-type: text/plain", b"authorization: Bearer other"])
 async def test_what_is_said_twice_is_refused_and_the_call_behind_it_is_not(
     harness: Harness, engines: ScriptedEngines, line: bytes
 ) -> None:
@@ -737,3 +738,34 @@ async def test_calls_behind_a_long_reply_that_is_not_read_yet_wait_for_it(
         assert first.body == document
         assert second.body.endswith(wire.DONE)
         assert third.json["choices"][0]["finish_reason"] == "stop"
+
+
+# What callers and their browsers claim.
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/models", "/livez", "/nowhere"])
+async def test_no_page_of_another_site_is_let_in(harness: Harness, path: str) -> None:
+    """No origin is reflected, no preflight is answered with leave: nothing here is for browsers."""
+    origin = {"origin": "https://evil.test", "access-control-request-method": "POST"}
+    for method, headers in (("OPTIONS", origin), ("GET", {**origin, **bearer()}), ("POST", origin)):
+        async with WireClient(harness.url) as client:
+            await client.send(method, path, headers=headers)
+            reply = await client.reply()
+            assert not [name for name, _ in reply.headers if name.lower().startswith("access-control-")]
+            assert reply.header("cache-control") == "no-store"
+
+
+async def test_whom_a_caller_claims_to_be_does_not_count(engines: ScriptedEngines) -> None:
+    """Connections are counted by the address that connected; what a header says about others is not looked at."""
+    server = {"max_connections_per_address": 2}
+    async with (
+        gateway({"a": engines["a"].url}, server=server) as harness,
+        WireClient(harness.url) as one,
+        WireClient(harness.url) as two,
+    ):
+        for number, client in enumerate((one, two)):
+            assert (await client.get("/livez", headers={"x-forwarded-for": f"10.0.0.{number}"})).status == 200
+        pretending = {"x-forwarded-for": "10.0.0.9", "forwarded": "for=10.0.0.9", "x-real-ip": "10.0.0.9"}
+        assert (await harness.post(headers={**bearer(), **pretending})).status == 503
+        async with WireClient(harness.url, source="127.0.0.2") as elsewhere:
+            assert (await elsewhere.post(CHAT, json=hello(), headers=bearer())).status == 200

@@ -3,7 +3,7 @@
 import orjson
 import pytest
 
-from gateway.edge.arrival import Arrival, ReadingLimits
+from gateway.edge.arrival import Arrival, ReadingLimits, Room
 from gateway.edge.exchange import Exchange
 from gateway.edge.head import read_head
 from gateway.errors import SlowReader
@@ -46,6 +46,6 @@ async def test_a_plain_reply_that_could_not_be_sent_is_no_success() -> None:
         exchange.feed(body)
         exchange.complete()
         with pytest.raises(SlowReader):
-            async with pipeline.open(Arrival(exchange, ReadingLimits(10_000, 5, 1))):
+            async with pipeline.open(Arrival(exchange, ReadingLimits(10_000, 5, 1, Room(0)))):
                 raise SlowReader(1)
         assert [(line["outcome"], line["error"]) for line in harness.calls] == [("severed", "SlowReader")]

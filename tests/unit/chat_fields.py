@@ -234,7 +234,7 @@ BAD: dict[str, list[Any]] = {
     "parallel_tool_calls": ["true", 1],
     "reasoning_effort": [1, "", "a" * 65],
     "stream": ["false", "true", 1, 0, [], {}],
-    "stream_options": [[], "x", {"include_usage": "true"}, {"continuous_usage_stats": True}, {"include_usage": 1}],
+    "stream_options": [[], "x", {"include_usage": "true"}, {"continuous_usage_stats": 1}, {"include_usage": 1}],
     "top_k": [-2, 1.5, "5"],
     "min_p": [-0.1, 1.1],
     "repetition_penalty": [0, 11, "1"],

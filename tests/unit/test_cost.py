@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from gateway.admission.cost import FIRST_GUESS_TOKENS_PER_BYTE, Cost, Estimator, charge
+from gateway.admission.cost import FIRST_GUESS_TOKENS_PER_BYTE, TEMPLATE_TOKENS, Cost, Estimator, charge
 from gateway.call import Call, Delivery, Usage
 from gateway.errors import (
     BadCall,
@@ -83,4 +83,25 @@ def test_one_odd_prompt_does_not_spoil_the_ratio() -> None:
 )
 def test_what_a_call_is_charged(delivery: Delivery, error: BaseException | None, charged: Usage) -> None:
     """Measured where known; the prompt at least where an engine worked; nothing where none did."""
-    assert charge(COST, delivery, error) == charged
+    assert charge(call(), COST, delivery, error) == charged
+
+
+@pytest.mark.parametrize(
+    ("told", "believed"),
+    [
+        pytest.param(Usage(2**40 - 1, 7), Usage(100 + TEMPLATE_TOKENS, 7), id="more tokens than bytes"),
+        pytest.param(Usage(7, 2**40 - 1), Usage(7, 40), id="more than was asked for"),
+        pytest.param(Usage(7, 40, 3), Usage(7, 40, 3), id="all that can be"),
+    ],
+)
+def test_what_an_engine_says_is_believed_up_to_what_can_be(told: Usage, believed: Usage) -> None:
+    """A tenant would owe for years, and what others may ask is learnt from it."""
+    one = call(prompt_bytes=100, max_tokens=20, choices=2)
+    assert charge(one, COST, Delivery(usage=told), None) == believed
+
+
+def test_one_absurd_count_does_not_make_every_prompt_too_long() -> None:
+    """What an engine said once would refuse everybody, and then nothing would be learnt again."""
+    estimator = Estimator(16)
+    estimator.learn(call(prompt_bytes=100), Usage(2**40 - 1, 1))
+    assert estimator.estimate(call(prompt_bytes=1000)).prompt_tokens <= 1001

@@ -63,6 +63,8 @@ ROWS: tuple[Row, ...] = (
     (errors.Unserved("x"), BUSY, SOON),
     (errors.GateClosed(7), BUSY, SOON),
     (errors.TooManyConnections(), BUSY, SOON),
+    (errors.GatewayFull(), BUSY, SOON),
+    (errors.BodiesWaiting(), BUSY, SOON),
     (errors.Draining(), BUSY, SOON | LAST),
     (errors.NoReplica("m"), BUSY, SOON),
     (errors.EngineFailed("status 500"), BUSY, SOON),

@@ -263,7 +263,7 @@ def test_a_debt_shows_as_nothing_left() -> None:
     """No header is negative."""
     subject, who = gate(), principal(tokens_per_minute=100)
     lease = subject.reserve(who, call())
-    lease.delivery.usage = Usage(500, 100)
+    lease.delivery.usage = Usage(590, 10)
     subject.settle(lease, call(), None)
     assert read(subject.lines(who))["x-ratelimit-remaining-tokens"] == "0"
     assert read(subject.lines(who))["x-ratelimit-reset-tokens"] == "6m0s"

@@ -44,6 +44,7 @@ class Wire:
     sent: bytes = b""
     closed: bool = False
     paused: bool = False
+    unsent_bytes: int = 0
 
     def write(self, data: bytes) -> None:
         self.sent += data
@@ -53,6 +54,9 @@ class Wire:
 
     def is_closing(self) -> bool:
         return self.closed
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent_bytes
 
     def pause_reading(self) -> None:
         self.paused = True
@@ -320,6 +324,16 @@ def test_when_a_connection_can_be_used_again(stream: bytes, reusable: bool) -> N
     answer = Fed().feed([stream]).answer()
     assert answer.complete
     assert answer.reusable is reusable
+
+
+def test_a_connection_whose_call_was_not_taken_is_not_used_again() -> None:
+    """An engine may answer before it read everything; the next call is not to wait behind the rest."""
+    fed = Fed().feed([OK + b"content-length: 0\r\n\r\n"])
+    fed.wire.unsent_bytes = 1
+    assert fed.answer().complete
+    assert not fed.connection.reusable
+    fed.wire.unsent_bytes = 0
+    assert fed.connection.reusable
 
 
 def test_bytes_before_any_exchange_close_the_connection() -> None:

@@ -25,7 +25,13 @@ def read(**fields: Any) -> ChatFields:
 def test_the_smallest_call() -> None:
     """A model and messages; all else has a default, and nothing is added to what goes upstream."""
     assert read() == ChatFields(
-        model="tiny", body=dict(MINIMAL), stream=False, wants_usage=False, choices=1, max_tokens=None
+        model="tiny",
+        body=dict(MINIMAL),
+        stream=False,
+        wants_usage=False,
+        wants_usage_always=False,
+        choices=1,
+        max_tokens=None,
     )
 
 
