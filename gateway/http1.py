@@ -303,6 +303,7 @@ class Connection(asyncio.Protocol):
             else:
                 self._error = Broken("connection lost", silent=not self._received)
         self._transport = None
+        del self._parser  # It knows us, too.
         self._on_lost(self)
         self._wake()
 

@@ -172,6 +172,7 @@ class CallerConnection(asyncio.Protocol):
         for deadlines in (callers.heads, callers.idle, callers.stalls, callers.lingering):
             deadlines.stop(self)
         self._waiting = self._incoming = None
+        del self._parser  # It knows us, too.
         if self._current is not None:
             self._current.depart(SlowReader(callers.limits.slow_reader_s) if self._stalled else CallerLeft())
         callers.left(self)

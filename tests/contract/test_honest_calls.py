@@ -202,7 +202,7 @@ async def test_a_conversation_goes_on_with_the_clients_own_messages(
 
 
 async def test_a_caller_may_have_the_usage_with_every_token() -> None:
-    """Load tools of vLLM's own ask for it: `continuous_usage_stats`, which says something only beside `include_usage`."""
+    """Load tools of vLLM send `continuous_usage_stats`, which says something only beside `include_usage`."""
     async with scripted("a") as engines, gateway({"a": engines["a"].url}) as harness:
         for options in ({"include_usage": True, "continuous_usage_stats": True}, {"continuous_usage_stats": True}):
             assert (await harness.post(hello(stream=True, stream_options=options))).status == 200
