@@ -9,7 +9,7 @@ BIN := .venv/bin
 SOURCES := gateway engine_config benchmarks scripts tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test cover bench check format lock notices docs clean
+.PHONY: help run install test cover soak bench check format lock notices docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -28,6 +28,10 @@ test: ## install, then run every test, the real engine included (ARGS="-k name")
 cover: ## install, then show which lines and branches the tests without an engine reach
 	@$(PYTHON) scripts/install.py dev
 	@$(BIN)/python -m pytest --cov --cov-report=term tests/unit tests/gateway tests/faults tests/contract $(ARGS)
+
+soak: ## install, then load a gateway for minutes and see whether it stays what it was (ARGS="--minutes 5")
+	@$(PYTHON) scripts/install.py dev
+	@$(BIN)/python -m tests.soak $(ARGS)
 
 bench: ## install, then measure the gateway beside others (ARGS="--quick", ARGS=--list)
 	@$(PYTHON) scripts/install.py dev

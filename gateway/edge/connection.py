@@ -161,7 +161,8 @@ class CallerConnection(asyncio.Protocol):
         if self._current is not None:
             self._current.empty()
         if self._current is not None and self._current.ended:
-            self.answered(self._current)
+            # Not from within: asyncio's transport minds being closed while it tells that it has room.
+            asyncio.get_running_loop().call_soon(self.answered, self._current)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None

@@ -8,16 +8,18 @@ import asyncio
 import gc
 import os
 import resource
+import socket
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
+from tests import soak_processes as processes
 from tests import vllm_wire as wire
 from tests.engines import scripted
-from tests.harness import begun, gateway, hello
-from tests.wire_client import WireStream, payload
+from tests.harness import CHAT, bearer, begun, gateway, hello
+from tests.wire_client import WireClient, WireStream, payload
 
 pytestmark = pytest.mark.anyio
 
@@ -26,6 +28,8 @@ FILES_PER_STREAM = 4
 SPARE_FILES = 400
 MOST_STREAMS = 1000
 ROUNDS = 6
+# Of a gateway that is flooded. It keeps 256 to itself, and half of the rest for engines.
+FEW_FILES = 400
 # So many are opened before we wait for the engine to have seen them.
 AT_ONCE = 50
 # Of all four ends together, as they live in this process. A read buffer of 256 KiB for each would be twice this.
@@ -104,7 +108,8 @@ async def test_a_thousand_streams_lose_nothing_and_cost_little(streams: int) -> 
         engine.step()
         listeners = [Listener(await begun(client)) for client in clients]
         for number in range(ROUNDS):
-            live = asyncio.gather(*[harness.post(hello(stream=bool(number % 2))) for _ in range(5)])
+            prompts = ["x" * 2_000_000, *["hello"] * 4]
+            live = asyncio.gather(*[harness.post(hello(prompt, stream=bool(number % 2))) for prompt in prompts])
             await asyncio.gather(*[listener.hear(1) for listener in listeners])
             assert {reply.status for reply in await live} == {200}
             engine.step()
@@ -142,3 +147,69 @@ async def test_all_callers_of_many_streams_may_leave_at_once(streams: int) -> No
         assert (engine.aborted, harness.replica("a").in_flight) == (streams // 2, 0)
         engine.behaves()
         assert (await harness.post()).status == 200
+
+
+async def test_many_callers_who_do_not_read_cost_no_more_than_what_may_wait_for_each() -> None:
+    """Each engine would say 80 MB; each is held back, and when his time is up each caller loses his stream."""
+    many = 40
+    async with (
+        scripted("a") as engines,
+        gateway({"a": engines["a"].url}, server={"slow_reader_s": 0.5}) as harness,
+        AsyncExitStack() as up,
+    ):
+        engine = engines["a"]
+        engine.max_model_len = 10_000
+        engine.says("word " * 1600, forever=True)
+        before_bytes = resident_bytes()
+        for _ in range(many):
+            client = await up.enter_async_context(WireClient(harness.url, receive_buffer_bytes=4096))
+            await client.send("POST", CHAT, json=hello(stream=True), headers=bearer())
+        await engine.saw(many)
+        async with asyncio.timeout(20):
+            await harness.log.until(lambda: harness.log.text.count(b'"event":"call"') >= many)
+        each_bytes = (resident_bytes() - before_bytes) / many
+        assert {(line["outcome"], line["error"]) for line in harness.calls} == {("severed", "SlowReader")}
+        assert each_bytes < 2**20
+        await engine.idle()
+        assert engine.aborted == many
+        assert harness.replica("a").health.value == "up"
+        engine.says("hello")
+        assert (await harness.post(hello(stream=True))).body.endswith(wire.DONE)
+
+
+async def test_a_flood_of_silent_connections_is_survived() -> None:
+    """More than there are files for, without a word: who calls is answered, if only to come again, and then as ever."""
+    async with (
+        scripted("a") as engines,
+        processes.gateway([engines["a"]], files=FEW_FILES) as flooded,
+        AsyncExitStack() as up,
+    ):
+        clients = [await up.enter_async_context(WireClient(flooded.url)) for _ in range(10)]
+
+        async def answered() -> set[int]:
+            replies = [client.post(CHAT, json=hello(stream=True), headers=bearer()) for client in clients]
+            return {reply.status for reply in await asyncio.gather(*replies)}
+
+        async def flood_is_in() -> bool:
+            metrics = (await clients[0].get("/metrics")).body.decode().splitlines()
+            return max(float(line.split()[1]) for line in metrics if line.startswith("pagegate_connections ")) > 80
+
+        async def all_are_served() -> bool:
+            async with WireClient(flooded.url) as late:
+                new = await late.post(CHAT, json=hello(), headers=bearer())
+                return {new.status} | await answered() == {200}
+
+        assert await answered() == {200}
+        silent = [up.enter_context(socket.socket()) for _ in range(2 * FEW_FILES)]
+        for one in silent:
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.1", int(flooded.url.rpartition(":")[2])))
+        assert await processes.until(flood_is_in)
+        # While more come in, each call needs a file of its own: the engine keeps no connection.
+        for _ in range(20):
+            engines["a"].closes_idle()
+            assert await answered() <= {200, 503}
+        for one in silent:
+            one.close()
+        assert await processes.until(all_are_served)
+    assert flooded.alarming == []

@@ -725,6 +725,20 @@ async def test_a_caller_who_reads_a_long_reply_slowly_and_steadily_gets_all_of_i
         assert reply.so_far().body == document
 
 
+async def test_the_last_byte_of_a_long_reply_ends_its_connection_once(
+    harness: Harness, engines: ScriptedEngines
+) -> None:
+    """Also where the last write of all is the one that makes room again."""
+    for number in range(20):
+        engines["a"].fails_with(
+            200, b'{"choices":[{"finish_reason":"stop"}],"x":"%b"}' % (b"x" * (3_000_000 + 999 * number))
+        )
+        async with WireClient(harness.url, receive_buffer_bytes=65536) as client:
+            await client.send_raw(head(LENGTH, b"connection: close") + BODY)
+            assert (await client.reply()).complete
+        await seen_to_leave(harness)
+
+
 async def test_calls_behind_a_long_reply_that_is_not_read_yet_wait_for_it(
     harness: Harness, engines: ScriptedEngines
 ) -> None:

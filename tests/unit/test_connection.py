@@ -866,6 +866,7 @@ def test_an_answer_that_waits_is_followed_by_an_idle_connection() -> None:
     caller = unread(filling(200_000), BIG)
     assert caller.listener.deadlines == "1 stalls"
     caller.wire.take()
+    caller.loop.turn()
     assert caller.listener.deadlines == "1 idle"
     assert not caller.wire.paused
 
