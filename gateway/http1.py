@@ -272,7 +272,13 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError:
             self._fail("malformed answer")
         else:
-            self._take_in(len(data))
+            # A stream under way, read by read: the shortest way there is.
+            if self._sink is not None and self._parts:
+                self._barren_bytes = 0
+                if not self._give():
+                    self._wake()
+            else:
+                self._take_in(len(data))
 
     def _take_in(self, read_bytes: int) -> None:
         """After a read: wakes who waits, only if there is something for him, so that a trickle renews no timeout."""
@@ -292,8 +298,12 @@ class Connection(asyncio.Protocol):
 
     def _give(self) -> bool:
         """Gives what one read brought to the sink, which may pause us; whether there is more to give."""
-        if self._parts and self._sink is not None and not self._sink(self._taken()):
-            self._sink = None
+        if self._parts and self._sink is not None:
+            parts, self._parts, self._buffered = self._parts, [], 0
+            if self._paused:
+                self.resume()
+            if not self._sink(parts[0] if len(parts) == 1 else b"".join(parts)):
+                self._sink = None
         return self._sink is not None and not self._complete
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -35,7 +35,9 @@ class Exchange:
     """`head` is there from the beginning. `received_at_s` is monotonic; `full`: the caller has much to read still."""
 
     __slots__ = (
+        "_bodiless",
         "_body",
+        "_chunked",
         "_complete",
         "_connection",
         "_departed",
@@ -72,6 +74,8 @@ class Exchange:
         self._on_departure: Told | None = None
         self._on_room: Callable[[], None] | None = None
         self._opening = b""
+        self._chunked = False
+        self._bodiless = head.method == "HEAD"
 
     # The call.
 
@@ -132,6 +136,7 @@ class Exchange:
     def begin(self, status: int, lines: bytes) -> None:
         """Begins a stream; its head goes out with the first write."""
         self.started = True
+        self._chunked = not self.head.http_1_0
         if self.head.http_1_0:
             # Such a caller knows no chunks: the stream ends where the connection does.
             self._opening = self._opened(status, lines)
@@ -140,9 +145,9 @@ class Exchange:
 
     def write(self, data: bytes) -> None:
         """Sends some of a stream. If `full` is set after that, more should wait until there is room."""
-        if not data or self._departed or self.head.method == "HEAD":
+        if not data or self._departed or self._bodiless:
             return
-        if not self.head.http_1_0:
+        if self._chunked:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         if self._opening:
             data = self._opening + data
@@ -153,8 +158,7 @@ class Exchange:
         """Ends a stream, with some last `data`."""
         self.write(data)
         if not self._departed:
-            unmarked = self.head.http_1_0 or self.head.method == "HEAD"
-            self._connection.write(self._opening + (b"" if unmarked else LAST_CHUNK))
+            self._connection.write(self._opening + (LAST_CHUNK if self._chunked and not self._bodiless else b""))
         self._end()
 
     def end_connection(self) -> None:
