@@ -3,7 +3,8 @@
 import orjson
 import pytest
 
-from gateway.upstream.engines import PRIVATE, TOLD_CHARS, _explained
+from gateway.upstream.engines import PRIVATE, TOLD_CHARS, _explained, _leading_error
+from gateway.wire.events import Event
 
 
 @pytest.mark.parametrize(
@@ -27,3 +28,21 @@ def test_looking_words_over_takes_time_for_each_character_once(word: str) -> Non
     said = word * 100_000
     assert len(PRIVATE.sub("…", said)) <= len(said)
     assert len(_explained(orjson.dumps({"error": {"message": said}}))) <= TOLD_CHARS
+
+
+@pytest.mark.parametrize(
+    ("event", "status"),
+    [
+        (Event("message", b'{"choices":[{"delta":{"content":"error"}}]}'), None),
+        (Event("message", b'{"model":"error","choices":[]}'), None),
+        (Event("message", b'{"error":null,"choices":[]}'), None),
+        (Event("message", b'{"error":{"message":"no","code":503}}'), 503),
+        (Event("message", b'{"error":"no"}'), 500),
+        (Event("error", b'{"message":"no","code":429}'), 429),
+        (Event("error", b"no"), 500),
+    ],
+)
+def test_a_stream_that_begins_with_the_word_is_no_error(event: Event, status: int | None) -> None:
+    """Only where the chunk has an error, or the event is one."""
+    found = _leading_error(event)
+    assert (found.status if found else None) == status

@@ -183,3 +183,16 @@ def test_lines_of_threads_are_not_mixed(tmp_path: Path) -> None:
     written = (tmp_path / "log").read_bytes().splitlines()
     assert len(written) == 300
     assert set(written) == {letter * 4 * PIECE_BYTES for letter in (b"a", b"b", b"c")}
+
+
+def test_a_terminal_that_nobody_reads_holds_nobody() -> None:
+    """It says that it has room when it has some, and a write of more would wait."""
+    screen, keyboard = os.openpty()
+    try:
+        with open(keyboard, "wb", buffering=0) as out:
+            lines = Lines(out, lambda number: b"lost %d\n" % number)
+            for _ in range(1000):
+                lines.write(b"x" * 1000 + b"\n")
+            assert os.read(screen, 10).startswith(b"xxx")
+    finally:
+        os.close(screen)
