@@ -20,7 +20,6 @@ REMARKABLE = (
     (b'"usage"', b'"usage":null'),
     (b'"error"', b'"error":null'),
 )
-DECISIVE = (b"[DONE]", b"event:")
 # A burst says such things at its end: about so much of it is looked into where the rest is plain.
 TAIL_BYTES = 1024
 # Why vLLM ended a choice that it did not finish: it shuts down, was paused, or lost the call.
