@@ -62,7 +62,27 @@ def disagreements(raw: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"identity.{problem}" for problem in disagreements_of_identity(identity))
     for at, model in enumerate(_entries(models)):
         yield from (f"models.{at}.{problem}" for problem in disagreements_of_model(model))
-    yield from disagreements_of_models(models)
+    yield from disagreements_of_all(raw)
+
+
+def disagreements_of_all(raw: Mapping[str, Any]) -> Iterator[str]:
+    """What sections cannot show by themselves."""
+    yield from disagreements_of_models(raw.get("models"))
+    yield from _repeated("limits", [rule.get("name") for rule in _entries(raw.get("limits"))])
+    identity, admin, store = _section(raw, "identity"), _section(raw, "admin"), _section(raw, "store")
+    if admin.get("port") is not None and store.get("url") is None:
+        yield "store.url: is needed by the admin API (admin.port)"
+    administrators = _entries(admin.get("keys"))
+    yield from _repeated("admin.keys", [key.get("name") for key in administrators])
+    digests = [key.get("digest") for key in administrators]
+    yield from _repeated("admin.keys", digests)
+    callers = {key.get("digest") for key in _entries(identity.get("keys"))}
+    for at, digest in enumerate(digests):
+        if digest in callers:
+            yield f"admin.keys.{at}.digest: is that of a caller's key; an administrator's key opens nothing else"
+    wanted_by = "admin.keys" if administrators else "store" if store.get("url") is not None else None
+    if wanted_by and not _has_secret(identity) and not _entries(identity.get("keys")):
+        yield f"identity.secret_file: is needed to check the digests of keys ({wanted_by} has some)"
 
 
 def disagreements_of_identity(identity: Mapping[str, Any]) -> Iterator[str]:
@@ -76,7 +96,14 @@ def disagreements_of_identity(identity: Mapping[str, Any]) -> Iterator[str]:
     yield from _repeated("tenants", tenants)
     yield from _repeated("keys", [key.get("name") for key in keys])
     yield from _repeated("keys", [key.get("digest") for key in keys])
-    if keys and identity.get("secret") is None and identity.get("secret_file") is None:
+    issuers = _entries(identity.get("issuers"))
+    yield from _repeated("issuers", [issuer.get("name") for issuer in issuers])
+    yield from _repeated("issuers", [issuer.get("issuer") for issuer in issuers])
+    for at, issuer in enumerate(issuers):
+        url = issuer.get("issuer")
+        if issuer.get("jwks_url") is None and isinstance(url, str) and not url.startswith(("http://", "https://")):
+            yield f"issuers.{at}.jwks_url: is needed, because `issuer` is no URL where the keys could be discovered"
+    if keys and not _has_secret(identity):
         yield "secret_file: is needed to check the keys' digests"
 
 
@@ -90,6 +117,15 @@ def disagreements_of_models(models: object) -> Iterator[str]:
         aliases = model.get("aliases")
         names += [model.get("name"), *(aliases if isinstance(aliases, list | tuple) else ())]
     yield from _repeated("models", names)
+
+
+def _has_secret(identity: Mapping[str, Any]) -> bool:
+    return identity.get("secret") is not None or identity.get("secret_file") is not None
+
+
+def _section(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = raw.get(name)
+    return section if isinstance(section, Mapping) else {}
 
 
 def _entries(value: object) -> list[Mapping[str, Any]]:

@@ -4,15 +4,18 @@ The only module that reads the environment. Each part of the gateway receives it
 of a file is named in one `SettingsError`, by its dotted path.
 """
 
+import enum
 import os
 import re
 from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 import yaml
 from pydantic import (
+    AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
@@ -25,9 +28,9 @@ from pydantic import (
 from gateway import yaml_text
 from gateway.problems import (
     disagreements,
+    disagreements_of_all,
     disagreements_of_identity,
     disagreements_of_model,
-    disagreements_of_models,
     problems_of,
 )
 from gateway.yaml_text import NotYaml
@@ -35,12 +38,20 @@ from gateway.yaml_text import NotYaml
 PREFIX = "PAGEGATE_"
 # Variables with the prefix that are not settings: they steer `pagegate up`, not the gateway.
 EMBEDDED = frozenset({"PAGEGATE_PORT", "PAGEGATE_BOOTSTRAP_KEY", "PAGEGATE_STATE", "PAGEGATE_CONFIG"})
+# The same for the commands that administer a gateway.
+ADMINISTERING = frozenset({"PAGEGATE_ADMIN_URL", "PAGEGATE_ADMIN_KEY", "PAGEGATE_ADMIN_KEY_FILE"})
 
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$")]
 Pattern = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^\S+$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
+Network = IPv4Network | IPv6Network
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Metadata = Annotated[
+    dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+]
+Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 HOST_AND_PORT = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?")
 SHORTEST_SECRET = 16
 
@@ -61,6 +72,21 @@ def _or_problems(value: Checked, problems: Iterable[str]) -> Checked:
     if found:
         raise ValueError("\n".join(found))
     return value
+
+
+class OnLoss(enum.StrEnum):
+    """What holds while the shared state cannot be reached: this gateway's share of the limit, or nothing passes."""
+
+    SHARE = "share"
+    REFUSE = "refuse"
+
+
+class Role(enum.StrEnum):
+    """What an administrator may do: read; change keys as well; change anything."""
+
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+    ADMIN = "admin"
 
 
 class Section(BaseModel):
@@ -97,6 +123,11 @@ class ServerSettings(Section):
         ge=1,
         description="The same for each address that connects. Not for a gateway behind a proxy, whose address is one.",
     )
+    trusted_proxies: tuple[Network, ...] = Field(
+        (),
+        description="Addresses or networks of proxies before the gateway: of a call that comes from one of these the "
+        "caller's address is what `x-forwarded-for` says last that is none of them. From others it is ignored.",
+    )
     keep_alive_s: Seconds = Field(75, description="An idle connection is closed after this time.")
     slow_reader_s: Seconds = Field(
         30,
@@ -112,7 +143,7 @@ class ServerSettings(Section):
 
 
 class Limits(Section):
-    """Limits of a key or of a tenant; a limit that is not given does not exist."""
+    """Limits of one owner; a limit that is not given does not exist."""
 
     requests_per_minute: int | None = Field(None, ge=1, description="Calls a minute, as a bucket that refills evenly.")
     tokens_per_minute: int | None = Field(
@@ -120,7 +151,50 @@ class Limits(Section):
         ge=1,
         description="Prompt and completion tokens a minute: estimated before, settled after the call.",
     )
+    tokens_per_day: int | None = Field(
+        None, ge=1, description="The same over a day, coming back evenly: there is no hour at which all is new."
+    )
     concurrent_calls: int | None = Field(None, ge=1, description="Calls that may run at the same time.")
+
+
+UNLIMITED = Limits()
+
+
+class LimitRule(Limits):
+    """Limits for each key, tenant or model, or each combination of them, that the patterns take in."""
+
+    name: Name = Field(description="The rule's name, by which a refusal names it.")
+    per: tuple[Literal["key", "tenant", "model"], ...] = Field(
+        (), description="What has a limit of its own: each of these, or each combination. Empty: all calls together."
+    )
+    keys: tuple[Pattern, ...] = Field(("*",), description="Keys that the rule is for, as shell patterns.")
+    tenants: tuple[Pattern, ...] = Field(("*",), description="Tenants that the rule is for, likewise.")
+    models: tuple[Pattern, ...] = Field(("*",), description="Models that the rule is for, by canonical name, likewise.")
+    on_loss: OnLoss = Field(
+        OnLoss.SHARE,
+        description="While Redis cannot be reached: `share` lets this gateway use its part of the limit, `refuse` "
+        "lets nothing pass.",
+    )
+
+
+class Budget(Section):
+    """What a tenant may use up in a calendar day or month (UTC). Cost is in the cost unit of `pricing`."""
+
+    tokens_per_day: int | None = Field(None, ge=1, description="Prompt and completion tokens a day.")
+    tokens_per_month: int | None = Field(None, ge=1, description="The same a month.")
+    cost_per_day: float | None = Field(None, gt=0, description="Cost units a day.")
+    cost_per_month: float | None = Field(None, gt=0, description="The same a month.")
+
+
+NO_BUDGET = Budget()
+
+
+class Priority(enum.StrEnum):
+    """Classes of calls before engines that are busy: a lower class waits while a higher one does."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
 
 
 class KeySettings(Section):
@@ -132,14 +206,71 @@ class KeySettings(Section):
     models: tuple[Pattern, ...] = Field(
         ("*",), description="Models it may call, as shell patterns on canonical names (not aliases)."
     )
-    limits: Limits = Field(Limits(), description="Limits of this key alone.")
+    limits: Limits = Field(UNLIMITED, description="Limits of this key alone.")
+    priority: Priority | None = Field(None, description="The class of its calls; default: the tenant's.")
+    expires_at: AwareDatetime | None = Field(None, description="When the key ends (RFC 3339, with a time zone).")
+    metadata: Metadata = Field({}, description="Up to 16 texts of your own, shown by the admin API.")
 
 
 class TenantSettings(Section):
-    """Who keys act for: the owner of limits and of a prefix cache of its own."""
+    """Who keys act for: the owner of limits, a budget, and a prefix cache of its own."""
 
     name: Name = Field(description="The tenant's name.")
-    limits: Limits = Field(Limits(), description="Limits that all keys of the tenant share.")
+    models: tuple[Pattern, ...] = Field(
+        ("*",), description="Models that any of its keys may call at most, as shell patterns on canonical names."
+    )
+    limits: Limits = Field(UNLIMITED, description="Limits that all keys of the tenant share.")
+    budget: Budget = Field(NO_BUDGET, description="What the tenant may use up.")
+    weight: float = Field(1.0, gt=0, le=1000, description="Its share of busy engines, against other tenants' weights.")
+    priority: Priority = Field(Priority.NORMAL, description="The class of its calls before busy engines.")
+    metadata: Metadata = Field({}, description="Up to 16 texts of your own, shown by the admin API.")
+
+
+class ClaimSettings(Section):
+    """Where a token says what; each is a name, or a path of names with dots between, e.g. `realm_access.roles`."""
+
+    subject: str = Field("sub", min_length=1, max_length=256, description="Who calls.")
+    tenant: str | None = Field(None, description="Whom he acts for; a tenant's name, or a value of `tenants`.")
+    models: str | None = Field(None, description="Patterns of the models he may call: a list, or words in one text.")
+    role: str | None = Field(None, description="Values of `roles`: a list, or words in one text.")
+
+
+class IssuerSettings(Section):
+    """Who signs tokens (JWT, RFC 7519) that are accepted beside keys."""
+
+    name: Name = Field(description="The issuer's name, with which its subjects are named in logs and limits.")
+    issuer: str = Field(min_length=1, max_length=512, description="The `iss` of its tokens, exactly.")
+    audiences: tuple[str, ...] = Field(min_length=1, description="A token must be meant for one of these (`aud`).")
+    jwks_url: str | None = Field(
+        None, description="Where its keys are; without it OpenID Connect discovery at `issuer` tells."
+    )
+    algorithms: tuple[Algorithm, ...] = Field(
+        ("RS256", "ES256", "EdDSA"), min_length=1, description="Signatures that are accepted. No symmetric ones exist."
+    )
+    authorized_parties: tuple[str, ...] = Field((), description="If given, a token's `azp` must be one of these.")
+    leeway_s: float = Field(30, ge=0, le=60, description="By how much clocks may differ.")
+    max_lifetime_s: Seconds = Field(
+        86_400, description="A token whose `exp` is later than this after `iat` is refused."
+    )
+    refresh_s: Seconds = Field(300, description="How often the issuer's keys are fetched anew.")
+    max_stale_s: Seconds = Field(86_400, description="How long its keys hold if they cannot be fetched any more.")
+    claims: ClaimSettings = ClaimSettings()
+    tenants: dict[str, Name] = Field({}, description="Which tenant a value of the tenant claim stands for.")
+    default_tenant: Name | None = Field(None, description="The tenant of tokens that name none; without it, refused.")
+    default_models: tuple[Pattern, ...] = Field(
+        (), description="Models for tokens that name none; without any they may call no model."
+    )
+    roles: dict[str, Role] = Field({}, description="Which administrative role a value of the role claim stands for.")
+
+    @field_validator("jwks_url")
+    @classmethod
+    def _is_http(cls, url: str | None) -> str | None:
+        if url is not None:
+            parts = urlsplit(url)
+            if "@" in parts.netloc:
+                raise ValueError("must have no credentials")
+            _check_address(parts)
+        return url
 
 
 class IdentitySettings(Section):
@@ -152,6 +283,10 @@ class IdentitySettings(Section):
     keys: tuple[KeySettings, ...] = Field((), description="The keys that exist.")
     tenants: tuple[TenantSettings, ...] = Field(
         (TenantSettings(name="default"),), description="The tenants that exist."
+    )
+    issuers: tuple[IssuerSettings, ...] = Field((), description="Who signs tokens that are accepted beside keys.")
+    failures_per_minute: int = Field(
+        60, ge=1, description="Wrong credentials from one address beyond this are answered 429, whatever they are."
     )
 
     @field_validator("secret")
@@ -183,12 +318,31 @@ class ReplicaSettings(Section):
         return f"{parts.scheme}://{parts.netloc}"
 
 
+class Price(Section):
+    """What tokens of a model cost, in cost units for a million."""
+
+    prompt: float = Field(0, ge=0, description="A million prompt tokens.")
+    cached: float | None = Field(None, ge=0, description="A million prompt tokens that were cached; default: the same.")
+    completion: float = Field(0, ge=0, description="A million completion tokens.")
+
+
 class ModelSettings(Section):
     """One model and the pool of replicas that serve it."""
 
     name: Name = Field(description="The canonical name: what engines serve it as and permissions speak of.")
     aliases: tuple[Name, ...] = Field((), description="Other names that callers may use.")
     replicas: tuple[ReplicaSettings, ...] = Field((), description="The engines that serve it.")
+    limits: Limits = Field(UNLIMITED, description="Limits that all callers of the model share.")
+    price: Price | None = Field(
+        None, description="What its tokens cost. Without it a call costs its share of `pricing.accelerator_hour`."
+    )
+    accelerators: int = Field(1, ge=1, description="Accelerators of one replica.")
+    calls_per_replica: int | None = Field(
+        None,
+        ge=1,
+        description="Calls that one replica runs at once (vLLM: --max-num-seqs). Without it this is learnt from what "
+        "engines report.",
+    )
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
@@ -208,6 +362,94 @@ class AdmissionSettings(Section):
         description="Further fields of a call's body to pass on to engines, e.g. `ignore_eos`, `min_tokens`. "
         "They are not checked: name only what every caller may use.",
     )
+
+
+class QueueSettings(Section):
+    """Where calls wait while every engine of their model is busy."""
+
+    max_waiting: int = Field(1000, ge=0, description="Calls that wait for one model; 0 lets none wait.")
+    max_waiting_per_tenant: int = Field(500, ge=1, description="The same of one tenant.")
+    max_wait_s: Seconds = Field(30, description="How long a call waits at most; callers' own deadlines may be earlier.")
+    backlog: float = Field(
+        0.1, ge=0, le=10, description="What engines hold beyond what they can run, as a share of that: their next work."
+    )
+    kv_ceiling: float = Field(0.95, gt=0, le=1, description="An engine whose KV cache is fuller than this is busy.")
+
+
+class StoreSettings(Section):
+    """The database of keys, tenants, usage and audit."""
+
+    url: SecretStr | None = Field(
+        None,
+        description="`sqlite:///FILE` for one machine, `postgresql://USER:PASSWORD@HOST/NAME` for many. Without it "
+        "keys come from this file alone and usage goes to the log.",
+    )
+    refresh_s: Seconds = Field(2, description="How soon a change that another gateway made is seen.")
+    usage_flush_s: Seconds = Field(1, description="How long usage is held in memory: what a crash may lose.")
+    usage_buffer: int = Field(
+        100_000,
+        ge=100,
+        description="Records of usage that are kept while the database is away; more are lost, counted.",
+    )
+    spool_folder: Path | None = Field(
+        None,
+        description="Folder for usage that could not be written when the gateway ended; its next start takes it in. "
+        "Default: beside the file of SQLite; with PostgreSQL none, and that usage is lost, counted.",
+    )
+    usage_days: int = Field(400, ge=1, description="How long single records of usage are kept; daily sums stay.")
+
+    @field_validator("url")
+    @classmethod
+    def _is_known(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not url.get_secret_value().startswith(("sqlite:///", "postgresql://")):
+            raise ValueError("must begin with sqlite:/// or postgresql://")
+        return url
+
+
+class RedisSettings(Section):
+    """Where many gateways keep what they share: limits and leases."""
+
+    url: SecretStr | None = Field(
+        None,
+        description="`redis://[USER:PASSWORD@]HOST[:PORT][/DB]`, `rediss://` with TLS, or `unix://PATH`. Without it "
+        "limits are this process's own.",
+    )
+    prefix: Name = Field("pagegate", description="What the names of all keys there begin with.")
+    timeout_s: Seconds = Field(0.02, le=1, description="A call waits no longer than this for Redis.")
+    retry_s: Seconds = Field(0.5, description="How often Redis is tried while it is away or slow.")
+    lease_s: float = Field(15, ge=1, description="A lease of a gateway that died ends after this time.")
+
+    @field_validator("url")
+    @classmethod
+    def _is_known(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must begin with redis://, rediss:// or unix://")
+        return url
+
+
+class PricingSettings(Section):
+    """What a call costs where its model has no price: its share of the time of the accelerators that ran it."""
+
+    unit: str = Field("credit", min_length=1, max_length=16, description="What the cost unit is called, e.g. `EUR`.")
+    accelerator_hour: float = Field(1.0, ge=0, description="Cost units for an hour of one accelerator.")
+
+
+class AdminKeySettings(Section):
+    """A key for the admin API, known by its digest alone (`pagegate keys create --role` prints both)."""
+
+    name: Name = Field(description="Who it is in the audit log.")
+    digest: Digest = Field(description="Keyed BLAKE2b of the key under the identity secret, 64 hexadecimal digits.")
+    role: Role = Field(Role.VIEWER, description="`viewer` reads, `operator` also changes keys, `admin` all.")
+
+
+class AdminSettings(Section):
+    """The admin API, on a listener of its own."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: Port | None = Field(
+        None, description="Port to listen on; without it there is no admin API. 0 takes a free one."
+    )
+    keys: tuple[AdminKeySettings, ...] = Field((), description="Keys that open it; keys of callers never do.")
 
 
 class RoutingSettings(Section):
@@ -277,13 +519,19 @@ class Settings(Section):
     models: tuple[ModelSettings, ...] = Field((), description="The models that can be called.")
     admission: AdmissionSettings = AdmissionSettings()
     routing: RoutingSettings = RoutingSettings()
+    limits: tuple[LimitRule, ...] = Field((), description="Limits beyond those of single keys, tenants and models.")
+    queue: QueueSettings = QueueSettings()
+    pricing: PricingSettings = PricingSettings()
+    store: StoreSettings = StoreSettings()
+    redis: RedisSettings = RedisSettings()
+    admin: AdminSettings = AdminSettings()
     upstream: UpstreamSettings = UpstreamSettings()
     fleet: FleetSettings = FleetSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
-        return _or_problems(self, disagreements_of_models(self.model_dump()["models"]))
+        return _or_problems(self, disagreements_of_all(self.model_dump()))
 
 
 class Embedded(Section):
@@ -342,7 +590,7 @@ def overlay(raw: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any
     for variable, text in sorted(environ.items()):
         if variable == "PAGEGATE_PORT":
             path = ["server", "port"]
-        elif variable in EMBEDDED or not variable.startswith(PREFIX):
+        elif variable in EMBEDDED | ADMINISTERING or not variable.startswith(PREFIX):
             continue
         else:
             path = variable.removeprefix(PREFIX).lower().split("__")
