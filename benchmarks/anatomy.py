@@ -62,6 +62,8 @@ Result = TypeVar("Result")
 class Nowhere:
     """A caller's connection that takes everything and wants nothing; also a parser's empty protocol."""
 
+    address = "127.0.0.1"
+
     def write(self, data: bytes) -> None: ...
     def hold_back(self) -> None: ...
     def let_on(self) -> None: ...
@@ -117,7 +119,7 @@ class Parts:
         self.new_id = gateway.new_id
         self.parser = httptools.HttpRequestParser(Nowhere())
         self.head = self.read_head()
-        self.principal = self.pipeline.keys.authenticate(KEY)
+        self.principal = at_once(self.pipeline.identities.authenticate(KEY, ""))
         self.resolve = partial(self.pipeline.catalog.resolve, may_call=self.principal.may_call)
         self.call: Call = self.read()
         self.replica: Replica = self.pipeline.fleet.snapshot().of(MODEL)[0]
@@ -137,7 +139,7 @@ class Parts:
         return Arrival(exchange, self.surface.reading)
 
     def authenticate(self) -> None:
-        self.pipeline.keys.authenticate(self.head.bearer)
+        at_once(self.pipeline.identities.authenticate(self.head.bearer, ""))
 
     def read(self) -> Call:
         return at_once(self.arrive().read(self.resolve, "salt"))
@@ -157,9 +159,9 @@ class Parts:
             guard.watch(self.arrive())
 
     def admit(self) -> None:
-        lease = self.pipeline.gate.reserve(self.principal, self.call)
+        lease = at_once(self.pipeline.gate.enter(self.principal, self.call))
         lease.lines()
-        self.pipeline.gate.settle(lease, self.call, None)
+        self.pipeline.gate.leave(lease, self.call, None)
 
     def rank(self) -> None:
         self.pipeline.router.rank(self.call, self.pipeline.fleet.snapshot())

@@ -1,5 +1,6 @@
 """The values that travel along a call's path. They hold facts and decide nothing."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -24,7 +25,8 @@ class Call(NamedTuple):
     """One call, read and checked. `body` holds exactly the fields that go upstream.
 
     `model` is the canonical name: aliases are resolved. `max_tokens` is per choice, None when the caller
-    left it open. `prompt_bytes` is what the caller sent. `received_at_s` is monotonic.
+    left it open. `prompt_bytes` is what the caller sent. `received_at_s` is monotonic, and so is `deadline_s`: when
+    the caller gives up unless his reply has begun. `yielding`: it may wait behind all others.
     """
 
     id: str
@@ -37,6 +39,8 @@ class Call(NamedTuple):
     max_tokens: int | None
     prompt_bytes: int
     received_at_s: float
+    deadline_s: float = math.inf
+    yielding: bool = False
 
     @property
     def payload(self) -> bytes:
@@ -50,12 +54,14 @@ class Delivery:
 
     Times are monotonic seconds. `events` counts relayed data events: about one a token, and the guess where the
     engine never said its `usage`. `complete` is set once the caller has been given the whole reply, whatever
-    happens to the connection after that.
+    happens to the connection after that. `replica_s` is the call's share of the time of the replicas that ran it:
+    calls on one replica share its time.
     """
 
     usage: Usage | None = None
     events: int = 0
     complete: bool = False
+    replica_s: float = 0.0
     first_at_s: float | None = None
     last_at_s: float | None = None
     finish_reasons: list[str] = field(default_factory=list)

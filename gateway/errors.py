@@ -166,15 +166,39 @@ class UnknownKey(Refused):
         super().__init__("Incorrect API key provided.")
 
 
+class TooManyFailures(Refused):
+    """Wrong credentials came from one address too often. Nothing is said of this one."""
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__("Too many calls without a valid API key came from your address.")
+        self.retry_after_s = wait_s
+
+
 class LimitReached(Refused):
     """A limit of the key or its tenant would be exceeded. `limit` is its name in the settings."""
 
-    def __init__(self, limit: str, allowed: int, owner: str, retry_after_s: float | None) -> None:
+    what = "Rate limit reached"
+
+    def __init__(self, limit: str, allowed: float, owner: str, retry_after_s: float | None) -> None:
         words = limit.replace("_", " ")
         hint = "" if retry_after_s is not None else " This call alone is larger than the limit."
-        super().__init__(f"Rate limit reached for {owner}: {allowed} {words}.{hint}")
+        super().__init__(f"{self.what} for {owner}: {allowed} {words}.{hint}")
         self.limit = limit
         self.retry_after_s = retry_after_s
+
+
+class BudgetSpent(LimitReached):
+    """What may be used up in a day or a month is used up; the next one begins in `retry_after_s`. Retrying is vain."""
+
+    what = "Budget used up"
+    retry_after_s: float
+
+
+class TenantQueueFull(LimitReached):
+    """As many calls of the tenant wait for the model as one tenant's may."""
+
+    def __init__(self, tenant: str, allowed: int, retry_after_s: float) -> None:
+        super().__init__("waiting_calls", allowed, f"tenant {tenant}", retry_after_s)
 
 
 # Our side
@@ -211,6 +235,37 @@ class BodiesWaiting(Unserved):
 class Draining(Unserved):
     def __init__(self) -> None:
         super().__init__("This gateway is shutting down; try again.")
+
+
+class KeysUnknown(Unserved):
+    """What keys there are cannot be found out yet, or not any more: whether this one is good is not known."""
+
+    def __init__(self) -> None:
+        super().__init__("Credentials cannot be checked now; try again.")
+
+
+class LimitsUnavailable(Unserved):
+    """The limits that many gateways share cannot be reached, and the call may not run without them."""
+
+    def __init__(self, retry_after_s: float = 1.0) -> None:
+        super().__init__("The limits of this call cannot be checked now; try again.")
+        self.retry_after_s = retry_after_s
+
+
+class QueueFull(Unserved):
+    """As many calls wait for the model as may, and none of them has less right to than this one."""
+
+    def __init__(self, model: str, retry_after_s: float) -> None:
+        super().__init__(f"Too many calls are waiting for `{model}`.")
+        self.retry_after_s = retry_after_s
+
+
+class WaitTooLong(Unserved):
+    """The call would not have its turn in time, as turns are given now."""
+
+    def __init__(self, model: str, retry_after_s: float) -> None:
+        super().__init__(f"Calls to `{model}` wait longer for their turn now than this one would.")
+        self.retry_after_s = retry_after_s
 
 
 class NoReplica(Unserved):

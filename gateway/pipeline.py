@@ -10,7 +10,7 @@ from gateway.call import Reply
 from gateway.catalog import Catalog
 from gateway.edge.arrival import Arrival
 from gateway.fleet.fleet import Fleet
-from gateway.identity.keys import Keys
+from gateway.identity.identities import Identities
 from gateway.lifetime import Guard, OpenCalls
 from gateway.relay.relay import relay
 from gateway.routing.router import Router
@@ -22,7 +22,7 @@ from gateway.upstream.dispatch import Dispatcher
 class Pipeline:
     """Everything a call passes; built once by `app.py`. `draining` tells load balancers to send calls elsewhere."""
 
-    keys: Keys
+    identities: Identities
     catalog: Catalog
     gate: Gate
     fleet: Fleet
@@ -43,18 +43,22 @@ class Pipeline:
         with self.telemetry.call(arrival) as trace, Guard(self.open_calls) as guard:
             arrival.trace_id = trace.trace_id
             with trace.stage("identity"):
-                principal = trace.record.principal = self.keys.authenticate(arrival.credential)
+                principal = await self.identities.authenticate(arrival.credential, arrival.address)
+                trace.record.principal = principal
                 arrival.allowance = partial(self.gate.lines, principal)
             with trace.stage("edge"):
                 resolve = partial(self.catalog.resolve, may_call=principal.may_call)
                 call = trace.record.call = await arrival.read(resolve, principal.tenant.cache_salt)
+            arrival.allowance = partial(self.gate.lines, principal, call.model)
             guard.watch(arrival)
             async with trace.entering("admission", self.gate.admit(principal, call)) as lease:
                 trace.record.lease = lease
                 with trace.stage("routing") as span:
                     ranking = self.router.rank(call, self.fleet.snapshot())
                     span.receipt(ranking.receipt)
-                async with trace.entering("upstream", self.dispatcher.send(call, ranking.replicas, trace)) as answer:
+                async with trace.entering(
+                    "upstream", self.dispatcher.send(call, ranking.replicas, lease.delivery, trace)
+                ) as answer:
                     with trace.stage("relay"):
                         content = relay(answer, call, lease.delivery, self.clock, trace.gap, self.max_event_bytes)
                         yield Reply(content, lease.lines() + trace.headers())

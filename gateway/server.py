@@ -77,12 +77,13 @@ class Listener:
 
 @dataclass(slots=True)
 class Serving:
-    """A gateway that listens. `port` is the one it got, `metrics_port` likewise where it has one."""
+    """A gateway that listens. `port` is the one it got, the others likewise where it has them."""
 
     gateway: Gateway
     host: str
     port: int
     metrics_port: int | None
+    admin_port: int | None
     _settings: ServerSettings
     _public: Listener
     _hurried: bool = False
@@ -138,17 +139,17 @@ async def serving(
     with ExitStack() as bound:
         # Ports first: one that is taken should cost nothing.
         door = bound.enter_context(listen(server.host, server.port))
-        side_door = None
-        if server.metrics_port is not None:
-            side_door = bound.enter_context(listen(server.metrics_host, server.metrics_port))
+        side_door = _bound(bound, server.metrics_host, server.metrics_port)
+        back_door = _bound(bound, settings.admin.host, settings.admin.port)
         async with AsyncExitStack() as up:
             gateway = await up.enter_async_context(running(settings, log=log, clock=clock))
-            metrics_port = None
-            if side_door is not None:
-                operations = Listener(gateway.operations, side_door, limits, gateway)
-                metrics_port = (await up.enter_async_context(operations)).port
+            beside = [
+                None if bound_to is None else await up.enter_async_context(Listener(surface, bound_to, limits, gateway))
+                for surface, bound_to in ((gateway.operations, side_door), (gateway.admin, back_door))
+            ]
+            metrics_port, admin_port = (None if listener is None else listener.port for listener in beside)
             public = await up.enter_async_context(Listener(gateway.public, door, limits, gateway))
-            served = Serving(gateway, server.host, public.port, metrics_port, server, public)
+            served = Serving(gateway, server.host, public.port, metrics_port, admin_port, server, public)
             try:
                 yield served
             finally:
@@ -175,10 +176,15 @@ async def serve(settings: Settings) -> None:
             host=served.host,
             port=served.port,
             metrics_port=served.metrics_port,
+            admin_port=served.admin_port,
             max_connections=served.max_connections,
         )
         settle_memory()
         await stop.wait()
+
+
+def _bound(bound: ExitStack, host: str, port: int | None) -> socket.socket | None:
+    return None if port is None else bound.enter_context(listen(host, port))
 
 
 def listen(host: str, port: int) -> socket.socket:

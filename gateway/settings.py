@@ -353,6 +353,12 @@ class AdmissionSettings(Section):
     """What may run, and what a call is thought to cost before it is known."""
 
     max_running: int = Field(10_000, ge=1, description="Calls that this gateway runs at once; more are answered 503.")
+    count_tokens: Literal["estimated", "exact"] = Field(
+        "estimated",
+        description="How the tokens of a prompt are known before its call: `estimated` from its bytes, by a ratio that "
+        "is learnt for each model; `exact` asks an engine's tokenizer, which costs a call that tokens are limited for "
+        "a few milliseconds. What is charged in the end is what the engine measured, either way.",
+    )
     completion_tokens: int = Field(
         256, ge=1, description="Completion tokens reserved for a call that does not say max_tokens."
     )

@@ -23,6 +23,7 @@ from tests.wire_client import Headers, WireClient, WireReply, WireStream
 
 SECRET = "a-secret-of-the-tests"
 KEY = "pg-test-key"
+ADMIN_KEY = "pga-test-key"
 MODEL = "tiny"
 PROMPT = "xylophone marzipan"
 """What `hello` says: words that have no business in a log."""
@@ -38,6 +39,15 @@ def hello(content: str = PROMPT, **fields: Any) -> dict[str, Any]:
 def key(name: str, secret: str = KEY, **fields: Any) -> dict[str, Any]:
     """A key for the settings."""
     return {"name": name, "digest": digest(secret, SECRET.encode()), **fields}
+
+
+def administered(database: Path) -> dict[str, Any]:
+    """Sections for a gateway with a database and an administrator."""
+    administrator = {"name": "root", "digest": digest(ADMIN_KEY, SECRET.encode()), "role": "admin"}
+    return {
+        "store": {"url": f"sqlite:///{database}", "refresh_s": 0.02, "usage_flush_s": 0.02},
+        "admin": {"port": 0, "keys": [administrator]},
+    }
 
 
 def bearer(secret: str = KEY) -> dict[str, str]:
@@ -107,6 +117,16 @@ class Harness:
     @property
     def operations_url(self) -> str:
         return f"http://127.0.0.1:{self.serving.metrics_port}"
+
+    @property
+    def admin_url(self) -> str:
+        return f"http://127.0.0.1:{self.serving.admin_port}"
+
+    async def administer(self, method: str, path: str, body: Any = None, key: str = ADMIN_KEY) -> WireReply:
+        """A call to the admin API, by the administrator of the tests unless another key is given."""
+        async with WireClient(self.admin_url) as client:
+            await client.send(method, f"/admin/v1{path}", json=body, headers=bearer(key))
+            return await client.reply()
 
     @property
     def gate(self) -> str:
@@ -207,7 +227,7 @@ class Harness:
         if self.lines_expected:
             assert self.metric("pagegate_calls_total") == len(identifiers)
         told = self.log.text + self.serving.gateway.metrics.exposition()
-        for secret in (KEY, SECRET, *PROMPT.split()):
+        for secret in (KEY, ADMIN_KEY, SECRET, *PROMPT.split()):
             assert secret.encode() not in told
         escaped = [line for line in self.log.lines if line["event"] == "library" and line["level"] == "error"]
         assert not escaped
@@ -220,6 +240,7 @@ def settings_for(engines: Mapping[str, str], sections: Mapping[str, Any]) -> Set
         "server": {"port": 0, "drain_timeout_s": 5},
         "identity": {
             "secret": SECRET,
+            "failures_per_minute": 1_000_000,
             "tenants": [{"name": "default"}],
             "keys": [key("tester")],
         },

@@ -1,164 +1,168 @@
-"""The gate: reserves everything a call needs before it runs, and settles it when it ended, whatever the way.
+"""The gate: takes everything a call needs before it runs, and settles it when it ended, whatever the way.
 
-Owns the meters of keys and tenants and the count of running calls. All limits of a call are reserved in one
-step without a pause, or none. How many tokens a call takes is `cost.py`'s business.
+First all limits of a call are reserved in one step, or none; then the call waits for its turn where the engines of
+its model are busy. How much of a quota is used is a limiter's business, whose turn is next a queue's, how many tokens
+a call takes `cost.py`'s, and what that costs `pricing.py`'s.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Protocol
 
 from gateway.admission.cost import Cost, Estimator, charge
-from gateway.admission.limits import ROUNDING, Bucket, Slots
+from gateway.admission.limits import Reservation
+from gateway.admission.line import Line, Turn
+from gateway.admission.pricing import Pricing
+from gateway.admission.quotas import Demand, Kind, Quota, Standing, Unit
+from gateway.admission.rulebook import Rulebook
 from gateway.call import Call, Delivery, Usage
 from gateway.errors import GateClosed, LimitReached, Unserved
 from gateway.identity.principal import Principal
-from gateway.settings import AdmissionSettings, Limits
+from gateway.settings import AdmissionSettings
 
-SLOT_RETRY_S = 1.0
-UNLIMITED = Limits()
+# Durations in headers are rounded up; what is beyond a whole millisecond by less than this is an error of adding.
+ROUNDING = 1e-6
 
 
-@dataclass(slots=True)
-class Meter:
-    """The state of one owner's limits, where it has them; `owner` is how a refusal names it."""
+Count = Callable[[Call], Awaitable[int | None]]
+"""The tokens of a call's prompt; None where they cannot be counted."""
 
-    owner: str
-    requests: Bucket | None
-    tokens: Bucket | None
-    slots: Slots | None
 
-    @classmethod
-    def of(cls, owner: str, limits: Limits, now_s: float) -> "Meter":
-        return cls(
-            owner,
-            Bucket.full(limits.requests_per_minute, now_s) if limits.requests_per_minute else None,
-            Bucket.full(limits.tokens_per_minute, now_s) if limits.tokens_per_minute else None,
-            Slots(limits.concurrent_calls) if limits.concurrent_calls else None,
-        )
+class Limiter(Protocol):
+    """Knows how much of each quota is used."""
 
-    def fits(self, tokens: int, now_s: float) -> bool:
-        """Whether a call of so many tokens exceeds none of the limits now."""
-        return (
-            (self.slots is None or self.slots.taken < self.slots.size)
-            and (self.requests is None or self.requests.wait_s(1, now_s) == 0)
-            and (self.tokens is None or self.tokens.wait_s(tokens, now_s) == 0)
-        )
+    async def reserve(self, quotas: tuple[Quota, ...], demand: Demand, lease: str) -> Reservation:
+        """Takes the demand from all quotas, or raises LimitReached and takes nothing."""
+        ...
 
-    def refusals(self, cost: Cost, now_s: float) -> Iterator[LimitReached]:
-        """The limits that a call of this cost would exceed now."""
-        if self.slots and self.slots.taken >= self.slots.size:
-            yield LimitReached("concurrent_calls", self.slots.size, self.owner, SLOT_RETRY_S)
-        if self.requests and (wait_s := self.requests.wait_s(1, now_s)) != 0:
-            yield LimitReached("requests_per_minute", self.requests.size, self.owner, wait_s)
-        if self.tokens and (wait_s := self.tokens.wait_s(cost.total_tokens, now_s)) != 0:
-            yield LimitReached("tokens_per_minute", self.tokens.size, self.owner, wait_s)
+    def settle(self, held: Reservation, back: Demand) -> None:
+        """Gives back so much of what was reserved (less than nothing where more was used), and the slot. Once."""
+        ...
 
-    def take(self, tokens: int) -> None:
-        if self.requests:
-            self.requests.take(1)
-        if self.tokens:
-            self.tokens.take(tokens)
-        if self.slots:
-            self.slots.taken += 1
-
-    def settle(self, requests: int, tokens: int, now_s: float) -> None:
-        """Gives back what a call took and did not use, and its slot."""
-        if self.requests and requests:
-            self.requests.refill(now_s)
-            self.requests.give_back(requests)
-        if self.tokens:
-            self.tokens.refill(now_s)
-            self.tokens.give_back(tokens)
-        if self.slots:
-            self.slots.taken -= 1
+    def standings(self, quotas: tuple[Quota, ...]) -> tuple[Standing, ...]:
+        """How the quotas stand as far as is known here."""
+        ...
 
 
 @dataclass(slots=True)
 class Lease:
-    """A call's right to run. The relay writes what it delivered into `delivery`; `charged` is set at the end."""
+    """A call's right to run. What it delivers is written into `delivery`; what it is charged is set at the end.
+
+    `cost_micros` is in millionths of the cost unit.
+    """
 
     cost: Cost
-    meters: tuple[Meter, ...]
+    demand: Demand
+    held: Reservation
+    turn: Turn
     delivery: Delivery = field(default_factory=Delivery)
     charged: Usage | None = None
+    cost_micros: int = 0
+
+    @property
+    def waited_s(self) -> float:
+        """How long the call waited for its turn."""
+        return self.turn.waited_s
 
     def lines(self) -> bytes:
-        """The x-ratelimit-* header lines as of the last call that changed a limit."""
-        return _lines(self.meters)
+        """The x-ratelimit-* header lines as the call left the limits."""
+        return lines_of(self.held.standings)
 
 
 class Gate:
-    """Admits calls or refuses them; `<Gate 3 running, 2 refused, 0 shed>`."""
+    """Admits calls or refuses them; `<Gate 3 running, 2 waiting, 2 refused, 0 shed>`."""
 
-    def __init__(self, settings: AdmissionSettings, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(
+        self,
+        settings: AdmissionSettings,
+        rulebook: Rulebook,
+        limiter: Limiter,
+        pricing: Pricing,
+        line: Callable[[str], Line],
+        count: Count | None = None,
+    ) -> None:
+        """`count` counts the tokens of prompts, where an estimate is not good enough."""
+        self._count = count
         self._max_running = settings.max_running
         self._estimator = Estimator(settings.completion_tokens)
-        self._meters: dict[tuple[str, str], Meter] = {}
-        self._metered: dict[tuple[str, str], tuple[Meter, ...]] = {}
+        self._rulebook = rulebook
+        self._limiter = limiter
+        self._pricing = pricing
+        self._line = line
         self.running = 0
+        self.waiting = 0
         self.refused = 0
         self.shed = 0
 
     def admit(self, principal: Principal, call: Call) -> "Admission":
-        """Holds a lease while the block runs, and settles it after. Entering raises LimitReached, GateClosed."""
+        """Holds a lease while the block runs, and settles it after. Entering raises Refused, Unserved."""
         return Admission(self, principal, call)
 
-    def reserve(self, principal: Principal, call: Call) -> Lease:
-        """Takes what the call needs from every limit, or raises and takes nothing."""
-        if self.running >= self._max_running:
+    async def enter(self, principal: Principal, call: Call) -> Lease:
+        """Takes what the call needs from every limit, and waits for its turn; or raises, and has taken nothing."""
+        if self.running + self.waiting >= self._max_running:
             self.shed += 1
             raise GateClosed(self.running)
-        now_s = self._clock()
-        meters = self._meters_of(principal, now_s)
-        cost = _fitted(self._estimator.estimate(call), meters)
-        tokens = cost.total_tokens
-        for meter in meters:
-            if not meter.fits(tokens, now_s):
-                self.refused += 1
-                raise max((each for other in meters for each in other.refusals(cost, now_s)), key=_patience_s)
-        for meter in meters:
-            meter.take(tokens)
+        quotas = self._rulebook.quotas(principal, call.model)
+        cost = self._estimator.estimate(call)
+        if self._count is not None and self._matters(quotas):
+            counted = await self._count(call)
+            cost = cost if counted is None else cost._replace(prompt_tokens=counted)
+        cost = _fitted(cost, quotas)
+        expected = self._pricing.expected(call.model, cost.prompt_tokens, cost.completion_tokens)
+        demand = Demand(1, cost.total_tokens, expected)
+        try:
+            held = await self._limiter.reserve(quotas, demand, call.id)
+        except LimitReached:
+            self.refused += 1
+            raise
+        line = self._line(call.model)
+        if line.clear():
+            turn = line.start(principal, call, cost.total_tokens)
+        else:
+            self.waiting += 1
+            try:
+                turn = await line.turn(principal, call, cost.total_tokens)
+            except BaseException as error:
+                self._limiter.settle(held, demand)
+                self.shed += isinstance(error, Unserved)
+                self.refused += isinstance(error, LimitReached)
+                raise
+            finally:
+                self.waiting -= 1
         self.running += 1
-        return Lease(cost, meters)
+        return Lease(cost, demand, held, turn)
 
-    def settle(self, lease: Lease, call: Call, error: BaseException | None) -> None:
+    def leave(self, lease: Lease, call: Call, error: BaseException | None) -> None:
         """Gives back the slots, and the difference between what was reserved and what is charged. Once a lease."""
         if lease.charged is not None:
             return
-        lease.charged = charge(call, lease.cost, lease.delivery, error)
-        self._estimator.learn(call, lease.charged)
-        now_s = self._clock()
-        requests = int(isinstance(error, Unserved))
-        tokens = lease.cost.total_tokens - lease.charged.total_tokens
-        for meter in lease.meters:
-            meter.settle(requests, tokens, now_s)
+        used = lease.charged = charge(call, lease.cost, lease.delivery, error)
+        lease.cost_micros = self._pricing.charged(call.model, used, lease.delivery.replica_s)
+        self._estimator.learn(call, used)
         self.running -= 1
+        demand = lease.demand
+        self._limiter.settle(
+            lease.held,
+            Demand(
+                int(isinstance(error, Unserved)), demand.tokens - used.total_tokens, demand.cost - lease.cost_micros
+            ),
+        )
+        self._line(call.model).ended(lease.turn, used.total_tokens)
 
-    def lines(self, principal: Principal) -> bytes:
+    def _matters(self, quotas: tuple[Quota, ...]) -> bool:
+        """Whether the tokens of a call have to be known: something is counted in them, and nothing else is used up."""
+        counted = any(quota.unit in (Unit.TOKENS, Unit.COST) for quota in quotas)
+        return counted and all(standing.left > 0 for standing in self._limiter.standings(quotas))
+
+    def lines(self, principal: Principal, model: str = "") -> bytes:
         """The x-ratelimit-* header lines of a principal now: what a call that was refused is answered with."""
-        now_s = self._clock()
-        meters = self._meters_of(principal, now_s)
-        for bucket in (bucket for meter in meters for bucket in (meter.requests, meter.tokens) if bucket):
-            bucket.refill(now_s)
-        return _lines(meters)
-
-    def _meters_of(self, principal: Principal, now_s: float) -> tuple[Meter, ...]:
-        tenant = principal.tenant
-        found = self._metered.get((principal.name, tenant.name))
-        if found is None:
-            owners = (("key", principal.name, principal.limits), ("tenant", tenant.name, tenant.limits))
-            found = self._metered[principal.name, tenant.name] = tuple(
-                self._meters.setdefault((kind, name), Meter.of(f"{kind} {name}", limits, now_s))
-                for kind, name, limits in owners
-                if limits != UNLIMITED
-            )
-        return found
+        return lines_of(self._limiter.standings(self._rulebook.quotas(principal, model)))
 
     def __repr__(self) -> str:
-        return f"<Gate {self.running} running, {self.refused} refused, {self.shed} shed>"
+        return f"<Gate {self.running} running, {self.waiting} waiting, {self.refused} refused, {self.shed} shed>"
 
 
 class Admission:
@@ -172,48 +176,48 @@ class Admission:
         self._call = call
 
     async def __aenter__(self) -> Lease:
-        self._lease = self._gate.reserve(self._principal, self._call)
+        self._lease = await self._gate.enter(self._principal, self._call)
         return self._lease
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._gate.settle(self._lease, self._call, error)
+        self._gate.leave(self._lease, self._call, error)
 
 
-def _fitted(cost: Cost, meters: tuple[Meter, ...]) -> Cost:
+def _fitted(cost: Cost, quotas: tuple[Quota, ...]) -> Cost:
     """A guessed completion must not make a call impossible that a small limit has room for."""
     if not cost.open_ended:
         return cost
-    sizes = [meter.tokens.size for meter in meters if meter.tokens]
-    if not sizes:
+    room = math.inf
+    for quota in quotas:
+        if quota.unit is Unit.TOKENS and quota.size < room:
+            room = quota.size
+    if cost.total_tokens <= room:
         return cost
-    return cost._replace(completion_tokens=max(1, min(cost.completion_tokens, min(sizes) - cost.prompt_tokens)))
+    return cost._replace(completion_tokens=max(1, int(room) - cost.prompt_tokens))
 
 
-def _patience_s(refusal: LimitReached) -> float:
-    """How long a caller has to wait for the limit: of several the longest counts, or he comes back too early."""
-    return math.inf if refusal.retry_after_s is None else refusal.retry_after_s
-
-
-def _lines(meters: tuple[Meter, ...]) -> bytes:
+def lines_of(standings: tuple[Standing, ...]) -> bytes:
     """The x-ratelimit-* header lines, from the tightest limit of each kind; empty where there is no limit."""
     requests = tokens = None
-    for meter in meters:
-        if meter.requests is not None and (requests is None or meter.requests.level < requests.level):
-            requests = meter.requests
-        if meter.tokens is not None and (tokens is None or meter.tokens.level < tokens.level):
-            tokens = meter.tokens
-    return (_told("requests", requests) + _told("tokens", tokens)).encode()
+    for standing in standings:
+        quota = standing.quota
+        if quota.kind is Kind.RATE:
+            if quota.unit is Unit.REQUESTS:
+                if requests is None or standing.left < requests.left:
+                    requests = standing
+            elif tokens is None or standing.left < tokens.left:
+                tokens = standing
+    told = "" if requests is None else _told("requests", requests)
+    return (told if tokens is None else told + _told("tokens", tokens)).encode()
 
 
-def _told(kind: str, bucket: Bucket | None) -> str:
-    if bucket is None:
-        return ""
+def _told(kind: str, standing: Standing) -> str:
     return (
-        f"x-ratelimit-limit-{kind}: {bucket.size}\r\n"
-        f"x-ratelimit-remaining-{kind}: {bucket.left}\r\n"
-        f"x-ratelimit-reset-{kind}: {duration(bucket.full_in_s())}\r\n"
+        f"x-ratelimit-limit-{kind}: {standing.quota.size}\r\n"
+        f"x-ratelimit-remaining-{kind}: {standing.left}\r\n"
+        f"x-ratelimit-reset-{kind}: {duration(standing.full_in_s)}\r\n"
     )
 
 

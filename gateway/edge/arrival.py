@@ -4,18 +4,24 @@ A caller is authenticated on an arrival; the body of a caller without a key is n
 limits of size and time, and gives a `Call` in which everything was checked.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from gateway.call import Call
+from gateway.edge.address import caller_address
 from gateway.edge.exchange import Exchange, Told
 from gateway.errors import BodiesWaiting, BodyTooLarge, GatewayError, UnsupportedMediaType
+from gateway.settings import Network
 from gateway.wire import json_text, openai
 
 Resolve = Callable[[str], str]
 """A model's canonical name; raises UnknownModel for one that the caller may not call."""
 
+# How long a caller waits for the next byte: our own header, in milliseconds, and what OpenAI's SDKs send, in seconds.
+TIMEOUT_HEADERS = ((b"x-pagegate-timeout-ms", 0.001), (b"x-stainless-read-timeout", 1.0))
+LONGEST_TIMEOUT_S = 86_400.0
 CHARSETS = frozenset({b"", b"charset=utf-8", b'charset="utf-8"'})
 PLAIN_JSON = b"application/json"
 
@@ -54,6 +60,7 @@ class ReadingLimits:
     max_choices: int
     room: Room
     also_allowed: frozenset[str] = frozenset()
+    trusted_proxies: tuple[Network, ...] = ()
 
 
 class Arrival:
@@ -78,6 +85,11 @@ class Arrival:
     def credential(self) -> str | None:
         """The bearer token (RFC 6750), where there is one. Raises RepeatedHeader."""
         return self._exchange.head.bearer
+
+    @property
+    def address(self) -> str:
+        """Where the caller is, as far as that can be believed: a proxy that we trust is believed."""
+        return caller_address(self._exchange.address, self._exchange.head, self._limits.trusted_proxies)
 
     @property
     def traceparent(self) -> str | None:
@@ -128,7 +140,23 @@ class Arrival:
             max_tokens=fields.max_tokens,
             prompt_bytes=len(raw),
             received_at_s=self.received_at_s,
+            deadline_s=self.received_at_s + self._patience_s(),
+            yielding=fields.yielding,
         )
+
+    def _patience_s(self) -> float:
+        """How long the caller says that he waits for his reply to begin. What cannot be understood says nothing."""
+        headers = self._exchange.head.headers
+        for name, unit_s in TIMEOUT_HEADERS:
+            raw = headers.get(name)
+            if raw is not None:
+                try:
+                    patience_s = float(raw) * unit_s
+                except ValueError:
+                    continue
+                if 0 < patience_s <= LONGEST_TIMEOUT_S:
+                    return patience_s
+        return math.inf
 
     def _check_head(self) -> int | None:
         """How long the body is said to be. Raises UnsupportedMediaType, BodyTooLarge."""

@@ -10,15 +10,18 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from gateway.edge.address import caller_address
 from gateway.edge.exchange import Exchange
 from gateway.edge.head import Head
 from gateway.errors import NoSuchRoute, WrongMethod
+from gateway.settings import Network
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 HEAD = "pagegate.head"
+CALL = "pagegate.call"
 # The connection decides these.
 OURS = frozenset({b"connection", b"content-length", b"transfer-encoding"})
 
@@ -29,11 +32,19 @@ def head_of(request: Request) -> Head:
     return head
 
 
+def address_of(request: Request) -> str:
+    """Where the caller is, as far as that can be believed."""
+    return request.client.host if request.client is not None else ""
+
+
 class Hosted:
     """An ASGI app that answers exchanges; bodies are read whole, up to `max_body_bytes`, when the app asks for them."""
 
-    def __init__(self, app: AsgiApp, max_body_bytes: int, body_timeout_s: float) -> None:
+    def __init__(
+        self, app: AsgiApp, max_body_bytes: int, body_timeout_s: float, trusted_proxies: tuple[Network, ...] = ()
+    ) -> None:
         self._app = app
+        self._trusted_proxies = trusted_proxies
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
 
@@ -51,9 +62,9 @@ class Hosted:
             "query_string": head.query,
             "root_path": "",
             "headers": list(head.headers.items()),
-            "client": None,
+            "client": (caller_address(exchange.address, head, self._trusted_proxies), 0),
             "server": None,
-            "extensions": {HEAD: head},
+            "extensions": {HEAD: head, CALL: exchange.id},
             # Starlette's router leaves refusals to its app; here that is us.
             "app": self,
         }

@@ -22,7 +22,9 @@ UNASKED_BYTES = 64 * 1024
 
 
 class Connection(Protocol):
-    """What an exchange needs of the connection that it is on."""
+    """What an exchange needs of the connection that it is on. `address` is the host that connected."""
+
+    address: str
 
     def write(self, data: bytes) -> None: ...
     def hold_back(self) -> None: ...
@@ -83,6 +85,11 @@ class Exchange:
     def unread(self) -> bool:
         """Whether some of the body is still to come."""
         return not self._complete
+
+    @property
+    def address(self) -> str:
+        """The host that connected, which may be a proxy; empty for a caller on a local socket."""
+        return self._connection.address
 
     @property
     def departed(self) -> GatewayError | None:

@@ -52,7 +52,9 @@ ANSWERS: Mapping[type[BaseException], Answer] = {
     errors.WrongMethod: Answer(405, INVALID),
     errors.NoKey: Answer(401, INVALID, None, {"www-authenticate": "Bearer"}),
     errors.UnknownKey: Answer(401, INVALID, "invalid_api_key", {"www-authenticate": "Bearer"}),
+    errors.TooManyFailures: Answer(429, "requests", "rate_limit_exceeded", ends=True),
     errors.LimitReached: Answer(429, "requests", "rate_limit_exceeded"),
+    errors.BudgetSpent: Answer(429, "insufficient_quota", "insufficient_quota", NEVER_RETRY),
     errors.Unserved: Answer(503, "service_unavailable_error", "server_is_overloaded"),
     errors.Draining: Answer(503, "service_unavailable_error", "server_is_overloaded", ends=True),
     errors.EngineMisconfigured: Answer(500, "server_error", None, NEVER_RETRY),
@@ -64,7 +66,7 @@ ANSWERS: Mapping[type[BaseException], Answer] = {
 def answer_to(error: BaseException) -> Answer:
     """The status, type and code of an error."""
     found = next(ANSWERS[kind] for kind in type(error).__mro__ if kind in ANSWERS)
-    if isinstance(error, LimitReached) and error.limit.startswith("tokens"):
+    if found.type == "requests" and isinstance(error, LimitReached) and error.limit.startswith("tokens"):
         return found._replace(type="tokens")
     return found
 

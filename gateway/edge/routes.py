@@ -15,7 +15,7 @@ from starlette.routing import Route, Router
 from gateway.catalog import Catalog
 from gateway.edge import rendering
 from gateway.edge.arrival import Arrival, ReadingLimits
-from gateway.edge.asgi import Hosted, head_of
+from gateway.edge.asgi import Hosted, address_of, head_of
 from gateway.edge.exchange import Exchange
 from gateway.errors import (
     CallerLeft,
@@ -26,7 +26,7 @@ from gateway.errors import (
     WrongMethod,
     forget,
 )
-from gateway.identity.keys import Keys
+from gateway.identity.identities import Identities
 from gateway.pipeline import Pipeline
 from gateway.wire import openapi
 from gateway.wire.openai import CHAT_PATH
@@ -48,7 +48,12 @@ class Surface:
         found = list(others)
         self.paths: tuple[str, ...] = (*calls, *(route.path_format for route in found))
         self._calls = calls
-        self._others = Hosted(Router(found, redirect_slashes=False), limits.max_body_bytes, limits.body_timeout_s)
+        self._others = Hosted(
+            Router(found, redirect_slashes=False),
+            limits.max_body_bytes,
+            limits.body_timeout_s,
+            limits.trusted_proxies,
+        )
         self.reading = limits
         self._log = log
 
@@ -105,24 +110,24 @@ def described(document: Mapping[str, Any]) -> Route:
 class Models:
     """GET /v1/models and /v1/models/NAME: the models that the caller may call."""
 
-    def __init__(self, keys: Keys, catalog: Catalog, created_s: int) -> None:
-        self._keys = keys
+    def __init__(self, identities: Identities, catalog: Catalog, created_s: int) -> None:
+        self._identities = identities
         self._catalog = catalog
         self._created_s = created_s
 
     async def all(self, request: Request) -> Response:
-        found = list(self._permitted(request).values())
+        found = list((await self._permitted(request)).values())
         return Response(orjson.dumps({"object": "list", "data": found}), media_type=JSON)
 
     async def one(self, request: Request) -> Response:
-        models = self._permitted(request)
+        models = await self._permitted(request)
         name = request.path_params["name"]
         if name not in models:
             raise UnknownModel(name)
         return Response(orjson.dumps(models[name]), media_type=JSON)
 
-    def _permitted(self, request: Request) -> dict[str, dict[str, Any]]:
-        principal = self._keys.authenticate(head_of(request).bearer)
+    async def _permitted(self, request: Request) -> dict[str, dict[str, Any]]:
+        principal = await self._identities.authenticate(head_of(request).bearer, address_of(request))
         return {
             name: {"id": name, "object": "model", "created": self._created_s, "owned_by": "pagegate"}
             for name, canonical in self._catalog.names()

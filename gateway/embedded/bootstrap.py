@@ -1,12 +1,12 @@
-"""The key that `pagegate up` prints: from the environment, else the stored one, else a new one, stored.
+"""The keys of `pagegate up`: the one that it prints, and the one that the commands on this machine administer with.
 
-What it may do is written by `one_machine`; it is known to the gateway by its digest only.
+What they may do is written by `one_machine`; they are known to the gateway by their digests only.
 """
 
 from pydantic import SecretStr
 
 from gateway.embedded.state_folder import StateFolder
-from gateway.identity.keys import LONGEST_KEY, new_key
+from gateway.identity.keys import ADMIN_KEY_PREFIX, LONGEST_KEY, new_key
 
 SHORT_KEY = 16
 
@@ -23,6 +23,15 @@ def bootstrap_key(given: SecretStr | None, state: StateFolder) -> str:
         return _sendable(state.bootstrap_key.read_text(encoding="utf-8").strip(), str(state.bootstrap_key))
     key = new_key()
     state.write(state.bootstrap_key, key + "\n")
+    return key
+
+
+def administrators_key(state: StateFolder) -> str:
+    """The key for the admin API: the stored one, else a new one, stored. Raises BadKey, OSError."""
+    if state.admin_key.exists():
+        return _sendable(state.admin_key.read_text(encoding="utf-8").strip(), str(state.admin_key))
+    key = new_key(ADMIN_KEY_PREFIX)
+    state.write(state.admin_key, key + "\n")
     return key
 
 

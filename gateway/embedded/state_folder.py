@@ -33,6 +33,21 @@ class StateFolder:
         return self.path / "bootstrap-key"
 
     @property
+    def admin_key(self) -> Path:
+        """The administrator's key that the commands on this machine use."""
+        return self.path / "admin-key"
+
+    @property
+    def admin(self) -> Path:
+        """Where the admin API of the run is and the key to it, for those commands."""
+        return self.path / "admin.json"
+
+    @property
+    def database(self) -> Path:
+        """Keys, tenants, usage and audit, where the settings name no other database."""
+        return self.path / "pagegate.db"
+
+    @property
     def secret(self) -> Path:
         """The secret under which keys are hashed, where the settings name none."""
         return self.path / "secret"

@@ -6,6 +6,7 @@ What is decided about workers is decided in `engine_config`; here it is put in o
 """
 
 import asyncio
+import json
 import socket
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,10 +26,10 @@ from engine_config.supervision.progress import Stage
 from engine_config.supervision.supervisor import ChildFailed, News, State, Supervisor
 from engine_config.supervision.words import Words
 from gateway import settings as configuration
-from gateway.embedded.bootstrap import SHORT_KEY, BadKey, bootstrap_key
+from gateway.embedded.bootstrap import SHORT_KEY, BadKey, administrators_key, bootstrap_key
 from gateway.embedded.greeting import greeting
 from gateway.embedded.leaving import Leaving
-from gateway.embedded.one_machine import rendered
+from gateway.embedded.one_machine import Administration, Worker, rendered
 from gateway.embedded.state_folder import StateFolder, StateInUse, opened
 from gateway.embedded.terminal import Switchable
 from gateway.identity.keys import digest, ensure_secret
@@ -64,12 +65,11 @@ class Arrangement:
     @property
     def host(self) -> str:
         """Where the gateway can be reached from this machine."""
-        host = self.settings.server.host
-        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        return _reached(self.settings.server.host)
 
     @property
     def base_url(self) -> str:
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}/v1"
+        return f"http://{_in_url(self.host)}:{self.port}/v1"
 
     @property
     def chat_model(self) -> str | None:
@@ -158,10 +158,20 @@ async def _arranged(
     key = bootstrap_key(options.bootstrap_key, state)
     if len(key) < SHORT_KEY:
         terminal.trouble("key", f"it has only {len(key)} characters: it can be guessed")
-    settings = _written_settings(own, _base(options.config, environ), port, key, workers, state)
+    admin_port = ports.number(kept.enter_context(_kept_port(own.admin.port or 0, own.admin.host)))
+    settings = _written_settings(own, _base(options.config, environ), (port, admin_port), key, workers, state)
     # Our settings are in the file now: said twice they could contradict it, and the key is nobody's business.
     inherited = {name: value for name, value in environ.items() if not name.startswith(configuration.PREFIX)}
     return Arrangement(settings, port, key, tuple(workers), inherited)
+
+
+def _reached(host: str) -> str:
+    """An address of this machine that reaches what listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _kept_port(port: int, host: str) -> socket.socket:
@@ -193,7 +203,7 @@ def _base(config: Path | None, environ: Mapping[str, str]) -> dict[str, Any]:
 def _written_settings(
     own: Settings,
     base: Mapping[str, Any],
-    port: int,
+    listening: tuple[int, int],
     key: str,
     workers: Sequence[LocalWorker],
     state: StateFolder,
@@ -204,15 +214,22 @@ def _written_settings(
         identity = identity.model_copy(update={"secret_file": state.secret})
         ensure_secret(state.secret)
     secret, secret_file = configuration.secret_of(identity), identity.secret_file
+    (port, admin_port), admin_key = listening, administrators_key(state)
     raw = rendered(
         base,
         port=port,
         secret_file=None if secret_file is None else str(secret_file.absolute()),
         key_digest=digest(key, secret),
-        workers=[(worker.name, worker.spec.served_names, worker.url) for worker in workers],
+        workers=[
+            Worker(worker.name, worker.spec.served_names, worker.url, worker.spec.scheduling.max_sequences)
+            for worker in workers
+        ],
+        administration=Administration(admin_port, digest(admin_key, secret), str(state.database)),
     )
     settings = configuration.parse(raw, "the settings with this run's workers", state.settings.parent)
     state.write(state.settings, yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
+    url = f"http://{_in_url(_reached(settings.admin.host))}:{admin_port}"
+    state.write(state.admin, json.dumps({"url": url, "key": admin_key}) + "\n")
     return settings
 
 
@@ -249,6 +266,7 @@ async def _serve(arrangement: Arrangement, state: StateFolder, leaving: Leaving,
             leaving.then(supervisor.hurry)
             terminal.say("stopping: calls under way may end, then the engines stop (Ctrl-C again to hurry)")
             await supervisor.stop(GATEWAY)
+            state.admin.unlink(missing_ok=True)
 
 
 async def _gateway_ready(arrangement: Arrangement) -> None:

@@ -27,16 +27,24 @@ class Blame(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What an engine's metrics say. `kv_usage` is the used share of its KV cache, 0 to 1."""
+    """What an engine's metrics say. `kv_usage` is the used share of its KV cache, 0 to 1.
+
+    `deferred` are those of the waiting that wait for something else than room: an adapter, a transfer.
+    """
 
     running: int = 0
     waiting: int = 0
     kv_usage: float = 0.0
+    deferred: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class Replica:
-    """One engine process. The fleet alone changes it; `in_flight` counts this gateway's own open attempts."""
+    """One engine process. The fleet alone changes it; `in_flight` counts this gateway's own open attempts.
+
+    `calls_at_once` is how many calls the settings say it runs, `learnt` how many it was seen to. `of_others` are those
+    that it held of others at the last probe; `refused` is set from the time it refuses a call to the next probe.
+    """
 
     name: str
     model: str
@@ -44,6 +52,10 @@ class Replica:
     health: Health = Health.UNKNOWN
     load: Load = Load()
     in_flight: int = 0
+    calls_at_once: int | None = None
+    learnt: float | None = None
+    of_others: int = 0
+    refused: bool = False
     context_tokens: int | None = None
     why_down: str = "not probed yet"
 

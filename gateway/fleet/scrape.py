@@ -16,6 +16,9 @@ GAUGE = re.compile(
     rb"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc)(?:\{[^}\n]*\})? ([0-9.eE+-]+)",
     re.MULTILINE,
 )
+DEFERRED = re.compile(
+    rb'^vllm:num_requests_waiting_by_reason\{[^}\n]*reason="deferred"[^}\n]*\} ([0-9.eE+-]+)', re.MULTILINE
+)
 
 
 class ProbeFailed(Exception):
@@ -99,7 +102,8 @@ class Scraper:
 def parse_load(exposition: bytes) -> Load:
     """The load in an engine's Prometheus text: counts added over its ranks, the fullest KV cache of them."""
     found: dict[bytes, list[float]] = {}
-    for name, value in GAUGE.findall(exposition):
+    deferred = ((b"deferred", value) for value in DEFERRED.findall(exposition))
+    for name, value in (*GAUGE.findall(exposition), *deferred):
         try:
             number = float(value)
         except ValueError:
@@ -110,4 +114,5 @@ def parse_load(exposition: bytes) -> Load:
         running=int(sum(found.get(b"num_requests_running", ()))),
         waiting=int(sum(found.get(b"num_requests_waiting", ()))),
         kv_usage=min(1.0, max(0.0, max(found.get(b"kv_cache_usage_perc", ()), default=0.0))),
+        deferred=int(sum(found.get(b"deferred", ()))),
     )

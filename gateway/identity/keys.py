@@ -1,28 +1,23 @@
-"""API keys: from a key's digest to its principal.
-
-Only keyed digests are held: without the secret they say nothing about the keys, and a lookup by digest tells
-an attacker who times it nothing, because he cannot compute digests that lie near another's.
-"""
+"""API keys: how they are made, and what of them may be kept: a digest under the gateway's secret, and no key."""
 
 import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from gateway.errors import NoKey, UnknownKey
-from gateway.identity.principal import Principal, Tenant
-from gateway.settings import SHORTEST_SECRET, IdentitySettings
+from gateway.settings import SHORTEST_SECRET
 
 KEY_PREFIX = "pg-"
+ADMIN_KEY_PREFIX = "pga-"
+ADMIN_KEY_PREFIX = "pga-"
 LONGEST_KEY = 512
 
 
-def new_key() -> str:
+def new_key(prefix: str = KEY_PREFIX) -> str:
     """A new key of 256 random bits."""
-    return KEY_PREFIX + secrets.token_urlsafe(32)
+    return prefix + secrets.token_urlsafe(32)
 
 
 def digest(key: str, secret: bytes) -> str:
@@ -58,36 +53,3 @@ def ensure_secret(path: Path) -> bytes:
 def _short(secret: bytes) -> bytes:
     """BLAKE2b takes keys up to 64 bytes; a longer secret is hashed first, as HMAC does."""
     return secret if len(secret) <= 64 else hashlib.blake2b(secret).digest()
-
-
-class Keys:
-    """The keys that exist. Replaced whole when the settings change; never edited."""
-
-    def __init__(self, principals: Mapping[str, Principal], secret: bytes) -> None:
-        self._principals = principals
-        self._secret = secret
-
-    @classmethod
-    def load(cls, settings: IdentitySettings, secret: bytes) -> "Keys":
-        tenants = {
-            tenant.name: Tenant(tenant.name, tenant.limits, cache_salt(tenant.name, secret))
-            for tenant in settings.tenants
-        }
-        return cls(
-            {key.digest: Principal(key.name, tenants[key.tenant], key.models, key.limits) for key in settings.keys},
-            secret,
-        )
-
-    def authenticate(self, credential: str | None) -> Principal:
-        """The principal that presents `credential`, the bearer token. Raises NoKey, UnknownKey."""
-        if not credential:
-            raise NoKey
-        if len(credential) > LONGEST_KEY:
-            raise UnknownKey
-        principal = self._principals.get(digest(credential, self._secret))
-        if principal is None:
-            raise UnknownKey
-        return principal
-
-    def __repr__(self) -> str:
-        return f"<Keys {len(self._principals)} keys>"

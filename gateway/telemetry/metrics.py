@@ -1,13 +1,14 @@
 """The gateway's own metrics. Label values come from the configuration and from our enumerations, never from callers."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, LimitReached
 from gateway.fleet.replica import Health, Snapshot
 from gateway.telemetry.instruments import Counts, Distribution, Distributions
 from gateway.telemetry.record import CallRecord, Outcome
@@ -21,15 +22,40 @@ OVERHEAD_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 1
 LAG_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
 
-class Metrics(Collector):
-    """All instruments of one gateway, in a registry of its own. `loop_lag` is for whoever watches the event loop."""
+class Reading(NamedTuple):
+    """A family that is read off when somebody looks: values by the values of its labels. What only `grows` counts."""
 
-    def __init__(self, fleet: Callable[[], Snapshot], running: Callable[[], int]) -> None:
+    name: str
+    text: str
+    labels: tuple[str, ...]
+    values: Mapping[tuple[str, ...], float]
+    grows: bool = False
+
+    def family(self) -> Metric:
+        kind = CounterMetricFamily if self.grows else GaugeMetricFamily
+        family = kind(self.name, self.text, labels=self.labels)
+        for found, value in self.values.items():
+            family.add_metric(found, float(value))
+        return family
+
+
+class Metrics(Collector):
+    """All instruments of one gateway, in a registry of its own. `loop_lag` is for whoever watches the event loop.
+
+    `readings` are what other parts have to show.
+    """
+
+    def __init__(
+        self, fleet: Callable[[], Snapshot], running: Callable[[], int], readings: Callable[[], Iterable[Reading]]
+    ) -> None:
         self._fleet = fleet
         self._running = running
+        self._readings = readings
         self._calls = Counts("pagegate_calls", "Calls that ended, by outcome.", "model", "outcome")
         self._errors = Counts("pagegate_errors", "Calls that did not end well, by error.", "model", "error")
         self._tokens = Counts("pagegate_tokens", "Tokens charged; cached is a part of prompt.", "model", "kind")
+        self._costs = Counts("pagegate_cost_micros", "What calls cost, in millionths of the cost unit.", "model")
+        self._limits = Counts("pagegate_limits_reached", "Calls that a limit refused, by the limit.", "model", "limit")
         self._attempts = Counts("pagegate_attempts", "Attempts on replicas.", "model", "replica", "result")
         self._refused_heads = Counts(
             "pagegate_refused_heads", "What came on a connection and never became a call, by error.", "error"
@@ -43,6 +69,9 @@ class Metrics(Collector):
             "From a streamed call's arrival to its first event.",
             FIRST_TOKEN_S,
             "model",
+        )
+        self._queued = Distributions(
+            "pagegate_queue_seconds", "How long calls waited for their turn, of those that did.", DURATION_S, "model"
         )
         self._overhead = Distributions(
             "pagegate_overhead_seconds", "The gateway's own share of the time to the first byte.", OVERHEAD_S, "model"
@@ -76,50 +105,61 @@ class Metrics(Collector):
         self._duration.of(model, outcome).observe(duration_s)
         if outcome is not Outcome.OK:
             self._errors[model, type(record.error).__name__] += 1
-        if usage is not None:
+            if isinstance(record.error, LimitReached):
+                self._limits[model, record.error.limit] += 1
+        if usage is not None and record.lease is not None:
+            self._costs[(model,)] += record.lease.cost_micros
             self._tokens[model, "prompt"] += usage.prompt_tokens
             self._tokens[model, "completion"] += usage.completion_tokens
             self._tokens[model, "cached"] += usage.cached_tokens
+        if record.waited_s:
+            self._queued.of(model).observe(record.waited_s)
         if first_token_s is not None:
-            self._overhead.of(model).observe(max(0.0, first_token_s - record.upstream_s))
+            self._overhead.of(model).observe(max(0.0, first_token_s - record.upstream_s - record.waited_s))
             if record.call is not None and record.call.stream:
                 self._first_token.of(model).observe(first_token_s)
 
     def collect(self) -> Iterator[Metric]:
         """What a scrape sees: what was counted, and what is read off at this moment."""
-        for counts in (self._calls, self._errors, self._tokens, self._attempts, self._refused_heads):
+        for counts in (
+            self._calls,
+            self._errors,
+            self._limits,
+            self._tokens,
+            self._costs,
+            self._attempts,
+            self._refused_heads,
+        ):
             yield counts.family()
-        for distributions in (self._duration, self._first_token, self._overhead, self._gaps, self._lag):
+        for distributions in (self._duration, self._first_token, self._queued, self._overhead, self._gaps, self._lag):
             yield distributions.family()
-        yield _gauge("pagegate_connections", "Open connections of callers.", [], [([], self.connections)])
-        yield _gauge("pagegate_running_calls", "Calls that hold a lease.", [], [([], self._running())])
         replicas = [replica for pool in self._fleet().pools.values() for replica in pool]
-        yield _gauge(
-            "pagegate_replica_up",
-            "1 while calls are sent to the replica.",
-            ["model", "replica"],
-            [([it.model, it.name], it.health is Health.UP) for it in replicas],
-        )
-        yield _gauge(
-            "pagegate_replica_in_flight",
-            "Attempts of this gateway that are open on the replica.",
-            ["model", "replica"],
-            [([it.model, it.name], it.in_flight) for it in replicas],
-        )
-        yield _gauge(
-            "pagegate_replica_kv_usage",
-            "Used share of the replica's KV cache, 0 to 1.",
-            ["model", "replica"],
-            [([it.model, it.name], it.load.kv_usage) for it in replicas],
-        )
+        of_replica = ("model", "replica")
+        for reading in (
+            Reading("pagegate_connections", "Open connections of callers.", (), {(): self.connections}),
+            Reading("pagegate_running_calls", "Calls that hold a lease.", (), {(): self._running()}),
+            Reading(
+                "pagegate_replica_up",
+                "1 while calls are sent to the replica.",
+                of_replica,
+                {(it.model, it.name): it.health is Health.UP for it in replicas},
+            ),
+            Reading(
+                "pagegate_replica_in_flight",
+                "Attempts of this gateway that are open on the replica.",
+                of_replica,
+                {(it.model, it.name): it.in_flight for it in replicas},
+            ),
+            Reading(
+                "pagegate_replica_kv_usage",
+                "Used share of the replica's KV cache, 0 to 1.",
+                of_replica,
+                {(it.model, it.name): it.load.kv_usage for it in replicas},
+            ),
+            *self._readings(),
+        ):
+            yield reading.family()
 
     def exposition(self) -> bytes:
         """The metrics as Prometheus text."""
         return generate_latest(self.registry)
-
-
-def _gauge(name: str, text: str, labels: list[str], values: Iterable[tuple[list[str], float]]) -> Metric:
-    family = GaugeMetricFamily(name, text, labels=labels)
-    for found, value in values:
-        family.add_metric(found, float(value))
-    return family

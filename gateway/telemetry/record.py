@@ -31,10 +31,15 @@ FAULTS: tuple[tuple[type[GatewayError], Outcome], ...] = (
 
 
 class Lease(Protocol):
-    """What a call was admitted under: what it has delivered, and what it was charged once it ended."""
+    """What a call was admitted under: what it has delivered, how long it waited for its turn, and what it was charged
+    once it ended."""
 
     delivery: Delivery
     charged: Usage | None
+    cost_micros: int
+
+    @property
+    def waited_s(self) -> float: ...
 
 
 @dataclass(slots=True)
@@ -75,6 +80,11 @@ class CallRecord:
     def usage(self) -> Usage | None:
         """What was charged, once the lease is settled."""
         return self.lease.charged if self.lease is not None else None
+
+    @property
+    def waited_s(self) -> float:
+        """How long the call waited for its turn."""
+        return self.lease.waited_s if self.lease is not None else 0.0
 
     @property
     def first_token_s(self) -> float | None:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from opentelemetry.trace import Tracer
 
 from gateway.settings import TelemetrySettings
+from gateway.telemetry.accounting import Accounting
 from gateway.telemetry.logs import Level, Log
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.record import CallRecord, Outcome
@@ -33,7 +34,7 @@ class Arriving(Protocol):
 
 
 class Telemetry:
-    """Follows calls. `tracer` is None where nobody collects traces."""
+    """Follows calls. `tracer` is None where nobody collects traces, `accounting` where nobody keeps what calls used."""
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class Telemetry:
         log: Log,
         clock: Callable[[], float],
         rng: random.Random,
+        accounting: Accounting | None = None,
     ) -> None:
         self._joins = settings.join_callers_trace
         self._ratio = settings.sample_ratio
@@ -51,6 +53,7 @@ class Telemetry:
         self._metrics = metrics
         self._clock = clock
         self._rng = rng
+        self._accounting = accounting
 
     def call(self, arrival: Arriving) -> CallTrace:
         """Follows one call while the block runs, and then tells what came of it."""
@@ -72,6 +75,8 @@ class Telemetry:
     def _tell(self, trace: CallTrace) -> None:
         record, duration_s = trace.record, self._clock() - trace.record.received_at_s
         self._metrics.ended(record, duration_s)
+        if self._accounting is not None:
+            self._accounting.ended(record, trace.trace_id, duration_s)
         if self._log is not None:
             outcome = record.outcome
             level: Level = "warning" if outcome in WARNED_OF else "info"
@@ -100,6 +105,8 @@ def _line(record: CallRecord, outcome: Outcome, trace_id: str, duration_s: float
         told["measured"] = usage.measured
     if first_token_s is not None:
         told["first_token_ms"] = _ms(first_token_s)
+    if record.waited_s:
+        told["queue_ms"] = _ms(record.waited_s)
     told["engine_ms"] = _ms(record.upstream_s)
     told["duration_ms"] = _ms(duration_s)
     return told

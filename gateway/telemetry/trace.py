@@ -125,16 +125,18 @@ class CallTrace:
 
     def headers(self) -> bytes:
         """Header lines: the trace, the replica, and how long the call took until now (Server-Timing, W3C), split
-        into our share and the engine's.
+        into our share, the time in the queue and the engine's.
 
         The names of replicas are as the settings have them: without anything that could end a line.
         """
         record = self.record
         total_ms = (self._clock() - record.received_at_s) * 1000
-        engine_ms = record.upstream_s * 1000
+        engine_ms, queue_ms = record.upstream_s * 1000, record.waited_s * 1000
+        queue = f" queue;dur={queue_ms:.2f}," if queue_ms else ""
+        own_ms = max(0.0, total_ms - engine_ms - queue_ms)
         return (
             f"openai-processing-ms: {total_ms:.0f}\r\n"
-            f"server-timing: gateway;dur={max(0.0, total_ms - engine_ms):.2f}, engine;dur={engine_ms:.2f}\r\n"
+            f"server-timing: gateway;dur={own_ms:.2f},{queue} engine;dur={engine_ms:.2f}\r\n"
             f"x-pagegate-replica: {record.replica or ''}\r\n"
             f"x-pagegate-trace: {self.trace_id}\r\n"
         ).encode("ascii")

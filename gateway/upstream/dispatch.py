@@ -3,7 +3,7 @@
 from types import TracebackType
 from typing import NamedTuple, Protocol
 
-from gateway.call import Call
+from gateway.call import Call, Delivery
 from gateway.errors import EngineBroke, EngineLost, EngineStalled, NoReplica, ReplyIncomplete, forget
 from gateway.fleet.replica import Blame, Replica
 from gateway.settings import UpstreamSettings
@@ -20,8 +20,14 @@ class Engines(Protocol):
 class Evidence(Protocol):
     """Who wants to know what calls show of replicas: the fleet."""
 
-    def begun(self, replica: Replica) -> None: ...
-    def ended(self, replica: Replica) -> None: ...
+    def begun(self, replica: Replica) -> float:
+        """A call is under way; what `ended` wants to be given."""
+        ...
+
+    def ended(self, replica: Replica, begun: float) -> float:
+        """It is not any more; the seconds of the replica that were its share."""
+        ...
+
     def failed(self, replica: Replica, blame: Blame, why: str) -> None: ...
 
 
@@ -44,6 +50,7 @@ class Attempt(NamedTuple):
     replica: Replica
     answer: Answer
     span: AttemptSpan
+    begun: float
 
 
 class Walk:
@@ -77,43 +84,49 @@ class Dispatcher:
         self._engines = engines
         self._evidence = evidence
 
-    def send(self, call: Call, ranking: tuple[Replica, ...], trace: Trace) -> "Sending":
+    def send(self, call: Call, ranking: tuple[Replica, ...], delivery: Delivery, trace: Trace) -> "Sending":
         """The first answer that a replica gives; it is closed when the block ends.
 
         Entering raises NoReplica for an empty ranking, and the fault of the last attempt when all have failed.
         """
-        return Sending(self, call, ranking, trace)
+        return Sending(self, call, ranking, delivery, trace)
 
-    async def walk(self, call: Call, ranking: tuple[Replica, ...], trace: Trace) -> Attempt:
+    async def walk(self, call: Call, ranking: tuple[Replica, ...], delivery: Delivery, trace: Trace) -> Attempt:
         """The first attempt that is answered; whoever gets it has to end it. Raises as `send` does."""
         if not ranking:
             raise NoReplica(call.model)
         walk, failures = Walk(ranking), list[Failure]()
         try:
-            return await self._attempt(call, walk.next(), trace, failures)
+            return await self._attempt(call, walk.next(), delivery, trace, failures)
         except AttemptFailed as first:
             try:
-                return await self._further(call, walk, trace, failures, first)
+                return await self._further(call, walk, delivery, trace, failures, first)
             finally:
                 forget(first)
 
-    def end(self, attempt: Attempt, error: BaseException | None) -> None:
+    def end(self, attempt: Attempt, delivery: Delivery, error: BaseException | None) -> None:
         """Ends an attempt whose answer was read, or left because of `error`."""
         blame = blame_of(error)
         attempt.answer.close()
         attempt.span.end(error, blame)
-        self._evidence.ended(attempt.replica)
+        delivery.replica_s += self._evidence.ended(attempt.replica, attempt.begun)
         if blame is not None:
             self._evidence.failed(attempt.replica, blame, str(error))
 
     async def _further(
-        self, call: Call, walk: Walk, trace: Trace, failures: list[Failure], first: AttemptFailed
+        self,
+        call: Call,
+        walk: Walk,
+        delivery: Delivery,
+        trace: Trace,
+        failures: list[Failure],
+        first: AttemptFailed,
     ) -> Attempt:
         """What can still be done after a first attempt that failed."""
 
         async def another() -> Attempt:
             try:
-                return await self._attempt(call, walk.next(), trace, failures)
+                return await self._attempt(call, walk.next(), delivery, trace, failures)
             except AttemptFailed as failed:
                 forget(failed)
                 raise
@@ -125,42 +138,47 @@ class Dispatcher:
         except AttemptFailed as last:
             raise last.fault from last
 
-    async def _attempt(self, call: Call, replica: Replica, trace: Trace, failures: list[Failure]) -> Attempt:
+    async def _attempt(
+        self, call: Call, replica: Replica, delivery: Delivery, trace: Trace, failures: list[Failure]
+    ) -> Attempt:
         """One attempt. The replica counts it as begun until it fails or, later, until its answer is closed."""
-        self._evidence.begun(replica)
+        begun = self._evidence.begun(replica)
         span = trace.attempt(replica, call)
         try:
             answer = await self._engines.answer(replica, call, Envelope(call.id, span.traceparent))
         except AttemptFailed as failed:
             failures.append(Failure(failed.blame, failed.begun))
             span.end(failed.fault, failed.blame)
-            self._evidence.ended(replica)
+            delivery.replica_s += self._evidence.ended(replica, begun)
             self._evidence.failed(replica, failed.blame, str(failed))
             raise
         except BaseException as error:
             span.end(error, None)
-            self._evidence.ended(replica)
+            delivery.replica_s += self._evidence.ended(replica, begun)
             raise
         span.answered()
-        return Attempt(replica, answer, span)
+        return Attempt(replica, answer, span, begun)
 
 
 class Sending:
     """One call's time with an engine."""
 
-    __slots__ = ("_attempt", "_call", "_dispatcher", "_ranking", "_trace")
+    __slots__ = ("_attempt", "_call", "_delivery", "_dispatcher", "_ranking", "_trace")
 
-    def __init__(self, dispatcher: Dispatcher, call: Call, ranking: tuple[Replica, ...], trace: Trace) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, call: Call, ranking: tuple[Replica, ...], delivery: Delivery, trace: Trace
+    ) -> None:
         self._dispatcher = dispatcher
+        self._delivery = delivery
         self._call = call
         self._ranking = ranking
         self._trace = trace
 
     async def __aenter__(self) -> Answer:
-        self._attempt = await self._dispatcher.walk(self._call, self._ranking, self._trace)
+        self._attempt = await self._dispatcher.walk(self._call, self._ranking, self._delivery, self._trace)
         return self._attempt.answer
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._dispatcher.end(self._attempt, error)
+        self._dispatcher.end(self._attempt, self._delivery, error)

@@ -31,6 +31,8 @@ from gateway.wire.events import Cutter, Event, decode, split
 
 EVENT_STREAM = b"text/event-stream"
 LONGEST_EXPLANATION = 64 * 1024
+# What of a chat decides how many tokens its prompt has.
+TOKENIZED = ("messages", "tools", "chat_template_kwargs")
 # An engine may quote its caller at length; of what it says only the beginning is looked over, and less is told.
 LOOKED_OVER_CHARS = 4000
 TOLD_CHARS = 500
@@ -292,12 +294,20 @@ class HttpEngines:
 
     async def _context_too_long(self, call: Call, replica: Replica, envelope: Envelope) -> ContextTooLong | None:
         """Whether a rejected call did not fit the context, as counted by the engine's own tokenizer."""
-        if not replica.context_tokens or "messages" not in call.body:
+        counted = await self.prompt_tokens(replica, call, envelope) if replica.context_tokens else None
+        completion = call.max_tokens or 0
+        if counted is None or counted + max(1, completion) <= (replica.context_tokens or 0):
             return None
-        wanted = {"model": call.model, "messages": call.body["messages"], "tools": call.body.get("tools")}
-        body = orjson.dumps(wanted)
+        return ContextTooLong(replica.context_tokens or 0, counted, completion)
+
+    async def prompt_tokens(self, replica: Replica, call: Call, envelope: Envelope) -> int | None:
+        """Tokens of a chat's prompt, as the engine's own tokenizer and template make them; None if it cannot say."""
+        if "messages" not in call.body:
+            return None
+        asked = {"model": call.model} | {name: call.body[name] for name in TOKENIZED if name in call.body}
+        body = orjson.dumps(asked)
         try:
-            connection = await self._connections.acquire(replica.address, fresh=True)
+            connection = await self._connections.acquire(replica.address)
         except Broken:
             return None
         try:
@@ -311,10 +321,7 @@ class HttpEngines:
         finally:
             self._asked.stop(connection)
             self._connections.release(connection, replica.address)
-        completion = call.max_tokens or 0
-        if not isinstance(counted, int) or counted + max(1, completion) <= replica.context_tokens:
-            return None
-        return ContextTooLong(replica.context_tokens, counted, completion)
+        return counted if isinstance(counted, int) and counted >= 0 else None
 
 
 async def _first_event(connection: Connection, limit_bytes: int) -> tuple[bytes, Event]:

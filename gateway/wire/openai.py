@@ -38,7 +38,10 @@ MAX_LABEL_CHARS = 1024
 
 
 class ChatFields(NamedTuple):
-    """What of a chat call is read here. `body` is what goes upstream, but for what the gateway adds."""
+    """What of a chat call is read here. `body` is what goes upstream, but for what the gateway adds.
+
+    `yielding` is what OpenAI calls the service tier `flex`: cheap, and behind all others.
+    """
 
     model: str
     body: dict[str, Any]
@@ -47,6 +50,7 @@ class ChatFields(NamedTuple):
     wants_usage_always: bool
     choices: int
     max_tokens: int | None
+    yielding: bool
 
 
 def read_chat(fields: Mapping[str, Any], max_choices: int, also_allowed: Collection[str] = ()) -> ChatFields:
@@ -86,6 +90,7 @@ def read_chat(fields: Mapping[str, Any], max_choices: int, also_allowed: Collect
         wants_usage and options.get("continuous_usage_stats") is True,
         choices,
         _max_tokens(body),
+        fields.get("service_tier") == "flex",
     )
 
 

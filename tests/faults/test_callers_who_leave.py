@@ -31,7 +31,7 @@ async def assert_let_go(harness: Harness, engine: ScriptedEngine, completion_tok
     line = await harness.ended()
     assert (line["outcome"], line["error"], line["level"]) == ("cancelled", "CallerLeft", "info")
     assert line["completion_tokens"] >= completion_tokens
-    assert harness.gate == "<Gate 0 running, 0 refused, 0 shed>"
+    assert harness.gate == "<Gate 0 running, 0 waiting, 0 refused, 0 shed>"
     assert engine.running == 0
     assert harness.log.named("replica_down") == []
     assert harness.replica("a").health.value == "up"

@@ -299,7 +299,7 @@ async def test_a_caller_has_the_end_of_a_stream_before_the_engine_ended_its_mess
         reply = await harness.post(hello(stream=True))
         assert reply.complete
         assert (await harness.ended())["outcome"] == "ok"
-        assert harness.gate == "<Gate 0 running, 0 refused, 0 shed>"
+        assert harness.gate == "<Gate 0 running, 0 waiting, 0 refused, 0 shed>"
         engine.resumes()
         await engine.calls[0].ended()
         assert (await harness.post(hello())).status == 200

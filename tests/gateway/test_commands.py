@@ -9,7 +9,8 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from gateway.cli import app
-from gateway.identity.keys import Keys
+from gateway.identity.directory import Directory
+from gateway.identity.principal import Principal
 from gateway.settings import IdentitySettings, Settings
 from tests.harness import SECRET, key
 
@@ -77,22 +78,23 @@ def test_the_schema_is_one_for_editors() -> None:
 def test_a_made_key_opens_the_gateway_that_gets_its_lines(tmp_path: Path) -> None:
     """The key is shown once, apart from the lines; the secret's file is its owner's alone, and made once."""
     secret_file = tmp_path / "secret"
-    made = run("keys", "create", "bob", "--secret-file", str(secret_file), "--models", "llama-*,tiny")
+    made = run("keys", "stanza", "bob", "--secret-file", str(secret_file), "--models", "llama-*,tiny")
     secret = secret_file.read_bytes().strip()
     assert stat.S_IMODE(secret_file.stat().st_mode) == 0o600
     shown = made.stderr.strip().rsplit(" ", 1)[1]
     assert shown.startswith("pg-")
     assert shown not in made.stdout
     settings = IdentitySettings.model_validate({"secret": secret.decode(), "keys": yaml.safe_load(made.stdout)})
-    principal = Keys.load(settings, secret).authenticate(shown)
+    principal = Directory(settings, (), secret, lambda: 0.0).find(shown)
+    assert isinstance(principal, Principal)
     assert (principal.name, principal.models) == ("bob", ("llama-*", "tiny"))
-    run("keys", "create", "eve", "--secret-file", str(secret_file))
+    run("keys", "stanza", "eve", "--secret-file", str(secret_file))
     assert secret_file.read_bytes().strip() == secret
 
 
 def test_a_secret_file_that_cannot_be_made_is_one_message(tmp_path: Path) -> None:
     """With the remedy."""
-    result = run("keys", "create", "bob", "--secret-file", str(tmp_path / "no" / "secret"))
+    result = run("keys", "stanza", "bob", "--secret-file", str(tmp_path / "no" / "secret"))
     assert result.exit_code == 1
     assert "No such file or directory" in result.stderr
     assert "folder that exists" in result.stderr
@@ -126,7 +128,7 @@ def test_a_key_that_the_settings_would_refuse_is_not_made(
     tmp_path: Path, arguments: tuple[str, ...], told: str
 ) -> None:
     """What the command prints can be pasted into a settings file."""
-    result = run("keys", "create", *arguments, "--secret-file", str(tmp_path / "secret"))
+    result = run("keys", "stanza", *arguments, "--secret-file", str(tmp_path / "secret"))
     assert result.exit_code == 1
     assert told in result.stderr
     assert not result.stdout

@@ -1,11 +1,15 @@
 """The health of replicas, as probes and calls show it."""
 
+import time
+
 import pytest
 
-from gateway.fleet.fleet import Looking
-from gateway.fleet.replica import Load
+from gateway.fleet.capacity import room
+from gateway.fleet.fleet import Fleet, Looking
+from gateway.fleet.replica import Blame, Load, Replica
 from gateway.fleet.scrape import Served
 from gateway.http1 import Address
+from gateway.settings import FleetSettings, ModelSettings, QueueSettings
 from tests.engines import scripted
 from tests.harness import gateway
 from tests.wire_client import WireReply
@@ -190,3 +194,75 @@ async def test_what_nobody_thought_of_in_a_probe_ends_no_gateway() -> None:
         assert served_by(await harness.post()) == (200, "b")
         fleet._look = look
         await harness.until_up()
+
+
+class Told:
+    """An engine that is well, and says of its load what it is told to say; `looks` counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.load_is = Load()
+        self.looks = 0
+
+    async def health(self, address: Address) -> None:
+        self.looks += 1
+
+    async def served(self, address: Address) -> Served:
+        return Served(frozenset({"tiny"}), None)
+
+    async def load(self, address: Address) -> Load:
+        return self.load_is
+
+
+def pool_of_one(look: Looking, probe_interval_s: float = 0.02, **model: object) -> tuple[Fleet, Replica]:
+    settings = ModelSettings.model_validate(
+        {"name": "tiny", "replicas": [{"name": "a", "url": "http://127.0.0.1:1"}], **model}
+    )
+    timing = FleetSettings(probe_interval_s=probe_interval_s)
+    fleet = Fleet([settings], timing, look, lambda replica: None, lambda replica: None, time.monotonic)
+    return fleet, fleet.snapshot().of("tiny")[0]
+
+
+async def test_probes_teach_what_an_engine_can_run_and_what_others_have_there() -> None:
+    """Whoever waits for room looks again after each probe."""
+    engine = Told()
+    fleet, replica = pool_of_one(engine)
+    settings = QueueSettings()
+    async with fleet:
+        await fleet.until(lambda _: room(replica, settings) > 0)
+        assert (replica.learnt, replica.of_others) == (None, 0)
+        begun = [fleet.begun(replica) for _ in range(6)]
+        engine.load_is = Load(running=8, waiting=2)
+        await fleet.until(lambda _: replica.learnt == 8)
+        assert (replica.of_others, room(replica, settings)) == (4, 0)
+        for each in begun[:2]:
+            fleet.ended(replica, each)
+        assert room(replica, settings) == 1
+        engine.load_is = Load(running=8)
+        await fleet.until(lambda _: replica.learnt == 10)
+
+
+async def test_what_the_settings_say_an_engine_runs_is_what_it_runs() -> None:
+    """Whatever is seen of it."""
+    engine = Told()
+    engine.load_is = Load(running=3, waiting=9)
+    fleet, replica = pool_of_one(engine, calls_per_replica=16)
+    async with fleet:
+        await fleet.until(lambda _: replica.of_others == 12)
+        fleet.begun(replica)
+        assert room(replica, QueueSettings()) == 18 - 12 - 1
+
+
+async def test_an_engine_that_refuses_a_call_is_given_none_until_it_was_asked_again() -> None:
+    """It is asked soon, and not only at the next regular probe."""
+    engine = Told()
+    fleet, replica = pool_of_one(engine, probe_interval_s=1.0)
+    async with fleet:
+        await fleet.until(lambda _: room(replica, QueueSettings()) > 0)
+        fleet.failed(replica, Blame.BUSY, "it is full")
+        assert room(replica, QueueSettings()) == 0
+        looks = engine.looks
+        fleet.failed(replica, Blame.SLOW, "it took its time")
+        assert room(replica, QueueSettings()) == 0
+        await fleet.until(lambda _: not replica.refused)
+        assert engine.looks == looks + 1
+        assert room(replica, QueueSettings()) > 0

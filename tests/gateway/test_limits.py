@@ -43,7 +43,7 @@ async def test_requests_a_minute_are_counted_and_come_back_evenly() -> None:
         clock.advance(0.1)
         assert (await harness.post()).status == 200
         assert len(engines["a"].calls) == 3
-        assert harness.gate == "<Gate 0 running, 2 refused, 0 shed>"
+        assert harness.gate == "<Gate 0 running, 0 waiting, 2 refused, 0 shed>"
 
 
 async def test_a_key_without_limits_gets_no_headers_about_them() -> None:
@@ -128,7 +128,7 @@ async def test_of_many_calls_at_once_exactly_as_many_run_as_may() -> None:
             calls = [group.create_task(call()) for _ in range(30)]
             await harness.ended(25)
             await engine.saw(5)
-            assert harness.gate == "<Gate 5 running, 25 refused, 0 shed>"
+            assert harness.gate == "<Gate 5 running, 0 waiting, 25 refused, 0 shed>"
             engine.release()
         statuses = [call.result() for call in calls]
         assert (statuses.count(200), statuses.count(429), engine.calls_seen) == (5, 25, 5)
@@ -175,7 +175,7 @@ async def test_a_gateway_runs_so_many_calls_and_no_more() -> None:
             assert reply.header("retry-after") == "1"
             engines["a"].release()
             assert (await client.reply()).status == 200
-        assert harness.gate == "<Gate 0 running, 0 refused, 1 shed>"
+        assert harness.gate == "<Gate 0 running, 0 waiting, 0 refused, 1 shed>"
 
 
 async def test_a_bad_call_and_a_wrong_key_take_nothing() -> None:
@@ -210,3 +210,16 @@ async def test_a_caller_that_leaves_is_charged_its_prompt_and_what_it_got() -> N
 
 def assert_settled(harness: Harness) -> None:
     assert harness.gate.startswith("<Gate 0 running")
+
+
+async def test_the_tokens_of_a_prompt_can_be_counted_by_the_engines_own_tokenizer() -> None:
+    """Template and tools included; a limit that the estimate would not fit is then no obstacle."""
+    identity = limited(tokens_per_minute=20)
+    long = hello("x" * 200, max_tokens=5)
+    async with scripted("a") as engines:
+        engine, url = engines["a"], engines["a"].url
+        async with gateway({"a": url}, clock=Clock(), identity=identity, admission={"count_tokens": "exact"}) as exact:
+            assert (await exact.post(long)).status == 200
+            assert "/tokenize" in {call.path for call in engine.others}
+        async with gateway({"a": url}, clock=Clock(), identity=identity) as estimated:
+            assert (await estimated.post(long)).status == 429

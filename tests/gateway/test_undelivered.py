@@ -16,6 +16,8 @@ pytestmark = pytest.mark.anyio
 class QuietConnection:
     """Takes what is written to it, and wants nothing."""
 
+    address = "127.0.0.1"
+
     def write(self, data: bytes) -> None:
         return
 

@@ -24,6 +24,7 @@ LINES = b"x: y\r\n"
 class Line:
     """The connection that an exchange is on, as far as the exchange can see."""
 
+    address: str = "127.0.0.1"
     writes: list[bytes] = field(default_factory=list)
     ends: bool = False
     held_back: bool = False

@@ -1,4 +1,4 @@
-"""gateway/identity: a credential becomes a principal, and nothing that is held or printed tells a key."""
+"""Keys: a credential becomes a principal, and nothing that is held or printed tells a key."""
 
 import re
 import stat
@@ -12,42 +12,39 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import NoKey, Refused, UnknownKey
-from gateway.identity.keys import LONGEST_KEY, Keys, cache_salt, digest, ensure_secret, new_key
+from gateway.identity.directory import Directory
+from gateway.identity.failures import Failures
+from gateway.identity.identities import Identities
+from gateway.identity.keys import LONGEST_KEY, cache_salt, digest, ensure_secret, new_key
 from gateway.identity.principal import Principal, Tenant
 from gateway.settings import IdentitySettings, KeySettings, Limits, TenantSettings
 from tests.unit.splitting import thorough
 
 SECRET = b"a secret of the tests"
 KEY = "pg-canary-key"
+TEAM = Limits(concurrent_calls=3)
 
 
-def keys(*models: str, limits: Limits | None = None) -> Keys:
-    return Keys.load(
-        IdentitySettings.model_validate(
-            {
-                "secret": SECRET.decode(),
-                "tenants": [TenantSettings(name="team", limits=Limits(concurrent_calls=3))],
-                "keys": [
-                    KeySettings(
-                        name="mine",
-                        digest=digest(KEY, SECRET),
-                        tenant="team",
-                        models=models or ("*",),
-                        limits=limits or Limits(),
-                    )
-                ],
-            }
-        ),
-        SECRET,
+def identities(*held: KeySettings) -> Identities:
+    own = held or (KeySettings(name="mine", digest=digest(KEY, SECRET), tenant="team"),)
+    settings = IdentitySettings.model_validate(
+        {"secret": SECRET.decode(), "tenants": [TenantSettings(name="team", limits=TEAM)], "keys": own}
     )
+    wall, clock = (lambda: 0.0), (lambda: 0.0)
+    return Identities(Directory(settings, (), SECRET, wall), None, Failures(1000, clock))
 
 
-def test_a_key_becomes_its_principal() -> None:
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_key_becomes_its_principal() -> None:
     """With the tenant that it acts for, and the limits of both."""
     own = Limits(requests_per_minute=7)
-    assert keys("a", "b-*", limits=own).authenticate(KEY) == Principal(
-        "mine", Tenant("team", Limits(concurrent_calls=3), cache_salt("team", SECRET)), ("a", "b-*"), own
-    )
+    key = KeySettings(name="mine", digest=digest(KEY, SECRET), tenant="team", models=("a", "b-*"), limits=own)
+    found = await identities(key).authenticate(KEY, "")
+    assert (found.id, found.name, found.models, found.limits) == ("key/mine", "mine", ("a", "b-*"), own)
+    tenant = found.tenant
+    assert (tenant.name, tenant.limits, tenant.cache_salt) == ("team", TEAM, cache_salt("team", SECRET))
 
 
 @pytest.mark.parametrize(
@@ -67,24 +64,21 @@ def test_a_key_becomes_its_principal() -> None:
         pytest.param("ключ🦄\udcff\ud800", UnknownKey, id="no ASCII, no characters even"),
     ],
 )
-def test_whatever_is_no_key_is_refused(credential: str | None, refusal: type[Refused]) -> None:
+async def test_whatever_is_no_key_is_refused(credential: str | None, refusal: type[Refused]) -> None:
     """One text for all that is wrong, so that nothing is learnt from it."""
     with pytest.raises(refusal) as caught:
-        keys().authenticate(credential)
+        await identities().authenticate(credential, "")
     assert caught.value.message == refusal().message
     assert credential is None or len(credential) < 2 or credential not in caught.value.message
 
 
-def test_a_long_key_is_a_key() -> None:
+async def test_a_long_key_is_a_key() -> None:
     """Up to the limit, to the letter."""
     long = "k" * LONGEST_KEY
-    settings = IdentitySettings.model_validate(
-        {"secret": SECRET.decode(), "keys": [{"name": "long", "digest": digest(long, SECRET)}]}
-    )
-    held = Keys.load(settings, SECRET)
-    assert held.authenticate(long).name == "long"
+    held = identities(KeySettings(name="long", digest=digest(long, SECRET), tenant="team"))
+    assert (await held.authenticate(long, "")).name == "long"
     with pytest.raises(UnknownKey):
-        held.authenticate(long + "k")
+        await held.authenticate(long + "k", "")
 
 
 def test_a_key_is_worth_nothing_under_another_secret() -> None:
@@ -121,15 +115,15 @@ def test_salts_are_what_engines_accept_and_nobody_guesses(tenant: str, secret: b
     assert salt not in {cache_salt(tenant + "x", secret), cache_salt(tenant, secret + b"x"), digest(tenant, secret)}
 
 
-def test_nothing_prints_a_key_a_secret_or_a_salt() -> None:
+async def test_nothing_prints_a_key_a_secret_or_a_salt() -> None:
     """Neither the keys, nor a principal, nor the settings they came from."""
-    held = keys()
-    principal = held.authenticate(KEY)
+    held = identities()
+    principal = await held.authenticate(KEY, "")
     identity = IdentitySettings.model_validate({"secret": SECRET.decode()})
     for printed in (f"{held!r} {held}", f"{principal!r} {principal}", f"{identity!r} {identity}"):
         for hidden in (KEY, SECRET.decode(), cache_salt("team", SECRET)):
             assert hidden not in printed
-    assert repr(held) == "<Keys 1 keys>"
+    assert repr(held) == "<Identities <Directory 1 keys, 1 tenants, revision 0>, <Failures of 0 addresses>>"
 
 
 @pytest.mark.parametrize(
@@ -151,8 +145,10 @@ def test_nothing_prints_a_key_a_secret_or_a_salt() -> None:
     ],
 )
 def test_which_models_a_principal_may_call(patterns: Iterable[str], model: str, may: bool) -> None:
-    """Shell patterns on the canonical name; no pattern, no model."""
-    assert Principal("p", Tenant("t", Limits(), ""), tuple(patterns), Limits()).may_call(model) is may
+    """Shell patterns on the canonical name, the tenant's as well as its own; no pattern, no model."""
+    everything, some = ("*",), tuple(patterns)
+    assert Principal("key/p", "p", Tenant("t", Limits(), "", everything), some).may_call(model) is may
+    assert Principal("key/p", "p", Tenant("t", Limits(), "", some), everything).may_call(model) is may
 
 
 def test_a_missing_secret_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:

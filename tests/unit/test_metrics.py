@@ -11,7 +11,7 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.call import Call, Delivery, Usage
-from gateway.errors import CallerLeft, EngineLost, NotHttp, UnknownModel
+from gateway.errors import CallerLeft, EngineLost, LimitReached, NotHttp, UnknownModel
 from gateway.fleet.replica import Health, Load, Replica, Snapshot
 from gateway.http1 import Address
 from gateway.telemetry.lag import LoopLag
@@ -27,6 +27,8 @@ Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 class Lease:
     delivery: Delivery = field(default_factory=Delivery)
     charged: Usage | None = None
+    cost_micros: int = 0
+    waited_s: float = 0.0
 
 
 def call(*, stream: bool = True) -> Call:
@@ -34,7 +36,7 @@ def call(*, stream: bool = True) -> Call:
 
 
 def metrics(*replicas: Replica, running: int = 0) -> Metrics:
-    return Metrics(lambda: Snapshot({"tiny": replicas}), lambda: running)
+    return Metrics(lambda: Snapshot({"tiny": replicas}), lambda: running, tuple)
 
 
 def series(subject: Metrics) -> Series:
@@ -146,7 +148,9 @@ def test_two_gateways_count_apart() -> None:
 FAMILIES = [
     ("pagegate_calls", "counter", "model outcome", "", "Calls that ended, by outcome."),
     ("pagegate_errors", "counter", "error model", "", "Calls that did not end well, by error."),
+    ("pagegate_limits_reached", "counter", "limit model", "", "Calls that a limit refused, by the limit."),
     ("pagegate_tokens", "counter", "kind model", "", "Tokens charged; cached is a part of prompt."),
+    ("pagegate_cost_micros", "counter", "model", "", "What calls cost, in millionths of the cost unit."),
     ("pagegate_attempts", "counter", "model replica result", "", "Attempts on replicas."),
     ("pagegate_refused_heads", "counter", "error", "", "What came on a connection and never became a call, by error."),
     (
@@ -162,6 +166,13 @@ FAMILIES = [
         "model",
         "0.001 0.005 0.01 0.02 0.04 0.06 0.08 0.1 0.25 0.5 0.75 1.0 2.5 5.0 7.5 10.0 30.0 60.0 +Inf",
         "From a streamed call's arrival to its first event.",
+    ),
+    (
+        "pagegate_queue_seconds",
+        "histogram",
+        "model",
+        "0.01 0.02 0.04 0.08 0.16 0.32 0.64 1.28 2.56 5.12 10.24 20.48 40.96 81.92 +Inf",
+        "How long calls waited for their turn, of those that did.",
     ),
     (
         "pagegate_overhead_seconds",
@@ -205,8 +216,10 @@ def exposed(subject: Metrics) -> list[Metric]:
 def test_the_families_are_what_they_were() -> None:
     """Names, types, labels, buckets and texts are a contract with whoever watches us."""
     subject = metrics(Replica("a", "tiny", Address("h", 1)))
-    lease = Lease(Delivery(first_at_s=10.3), Usage(7, 2, 3))
+    lease = Lease(Delivery(first_at_s=10.3), Usage(7, 2, 3), waited_s=0.2)
     subject.ended(CallRecord("r", 10.0, call=call(), lease=lease, error=EngineLost()), 1.5)
+    refused = LimitReached("tokens_per_minute", 5, "key k", 1.0)
+    subject.ended(CallRecord("r", 10.0, call=call(), error=refused), 1.5)
     subject.attempt("tiny", "a", "answered")
     subject.gaps("tiny").observe(0.1)
     subject.head_refused(NotHttp())
@@ -215,7 +228,7 @@ def test_the_families_are_what_they_were() -> None:
             family.name,
             family.type,
             " ".join(sorted({label for sample in family.samples for label in sample.labels} - {"le"})),
-            " ".join(sample.labels["le"] for sample in family.samples if "le" in sample.labels),
+            " ".join(dict.fromkeys(sample.labels["le"] for sample in family.samples if "le" in sample.labels)),
             family.documentation,
         )
         for family in exposed(subject)

@@ -32,7 +32,16 @@ def test_the_smallest_call() -> None:
         wants_usage_always=False,
         choices=1,
         max_tokens=None,
+        yielding=False,
     )
+
+
+@pytest.mark.parametrize(("tier", "yielding"), [("flex", True), ("default", False), ("auto", False)])
+def test_a_call_of_the_flexible_tier_may_wait_behind_others(tier: str, yielding: bool) -> None:
+    """The tier is the gateway's business; no engine is told of it."""
+    found = read(service_tier=tier)
+    assert found.yielding is yielding
+    assert "service_tier" not in found.body
 
 
 @pytest.mark.parametrize("missing", ["model", "messages"])

@@ -11,15 +11,18 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from gateway.embedded.bootstrap import BadKey, bootstrap_key
+from gateway.embedded.bootstrap import BadKey, administrators_key, bootstrap_key
 from gateway.embedded.greeting import greeting
-from gateway.embedded.one_machine import rendered
+from gateway.embedded.one_machine import Administration, Worker, rendered
 from gateway.embedded.state_folder import StateFolder, StateInUse, opened
 from gateway.embedded.terminal import Lines, LiveTable, Switchable
-from gateway.settings import parse
+from gateway.settings import Role, parse
 
 DIGEST = "d" * 64
-WORKERS = [("tiny-0", ("tiny", "small"), "http://127.0.0.1:9101"), ("tiny-1", ("tiny",), "http://127.0.0.1:9102")]
+WORKERS = [
+    Worker("tiny-0", ("tiny", "small"), "http://127.0.0.1:9101", 16),
+    Worker("tiny-1", ("tiny",), "http://127.0.0.1:9102"),
+]
 
 
 def test_a_folder_is_one_ups_at_a_time(tmp_path: Path) -> None:
@@ -69,7 +72,14 @@ def test_a_key_that_no_header_carries_is_refused(state: StateFolder, key: str) -
 
 
 def made(base: dict[str, Any]) -> dict[str, Any]:
-    return rendered(base, port=8080, secret_file="/state/secret", key_digest=DIGEST, workers=WORKERS)
+    return rendered(
+        base,
+        port=8080,
+        secret_file="/state/secret",
+        key_digest=DIGEST,
+        workers=WORKERS,
+        administration=Administration(8081, "b" * 64, "/state/pagegate.db"),
+    )
 
 
 def test_the_settings_of_a_run_are_settings() -> None:
@@ -77,7 +87,9 @@ def test_the_settings_of_a_run_are_settings() -> None:
     settings = parse(made({}), "test", Path())
     [model] = settings.models
     assert (model.name, model.aliases) == ("tiny", ("small",))
-    assert [(replica.name, replica.url) for replica in model.replicas] == [(name, url) for name, _, url in WORKERS]
+    assert [(replica.name, replica.url) for replica in model.replicas] == [
+        (worker.name, worker.url) for worker in WORKERS
+    ]
     assert [(key.name, key.tenant, key.models) for key in settings.identity.keys] == [("bootstrap", "default", ("*",))]
 
 
@@ -104,6 +116,43 @@ def test_the_operators_mapping_is_left_as_it_was() -> None:
     base: dict[str, Any] = {"models": [{"name": "tiny", "replicas": []}], "identity": {"keys": []}}
     made(base)
     assert base == {"models": [{"name": "tiny", "replicas": []}], "identity": {"keys": []}}
+
+
+def test_a_run_is_administered_from_this_machine() -> None:
+    """On a listener of its own, with a key of its own, over a database in the state folder."""
+    settings = parse(made({}), "test", Path())
+    assert (settings.admin.host, settings.admin.port) == ("127.0.0.1", 8081)
+    assert [(key.name, key.role) for key in settings.admin.keys] == [("bootstrap", Role.ADMIN)]
+    assert settings.store.url is not None
+    assert settings.store.url.get_secret_value() == "sqlite:////state/pagegate.db"
+
+
+def test_the_operators_database_and_administrators_stay() -> None:
+    theirs = {"name": "bootstrap", "digest": "c" * 64, "role": "viewer"}
+    base = {"store": {"url": "postgresql://db/pagegate", "refresh_s": None}, "admin": {"keys": [theirs]}}
+    settings = parse(made(base), "test", Path())
+    assert settings.store.url is not None
+    assert settings.store.url.get_secret_value() == "postgresql://db/pagegate"
+    assert [(key.name, key.role) for key in settings.admin.keys] == [
+        ("bootstrap", Role.VIEWER),
+        ("bootstrap-2", Role.ADMIN),
+    ]
+
+
+def test_a_pool_is_given_what_its_workers_run_at_once() -> None:
+    """Unless the operator says something else."""
+    [model] = parse(made({}), "test", Path()).models
+    assert model.calls_per_replica == 16
+    [model] = parse(made({"models": [{"name": "tiny", "calls_per_replica": 3}]}), "test", Path()).models
+    assert model.calls_per_replica == 3
+
+
+def test_the_administrators_key_is_made_once(state: StateFolder) -> None:
+    """For its owner alone, and never the key of callers."""
+    key = administrators_key(state)
+    assert key.startswith("pga-")
+    assert administrators_key(state) == key
+    assert state.admin_key.stat().st_mode & 0o777 == 0o600
 
 
 def test_the_greeting_can_be_pasted() -> None:

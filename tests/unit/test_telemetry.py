@@ -118,7 +118,7 @@ CALL = Call(
     prompt_bytes=100,
     received_at_s=100.0,
 )
-PRINCIPAL = Principal("mine", Tenant("team", Limits(), "salt-canary"), ("*",), Limits())
+PRINCIPAL = Principal("key/mine", "mine", Tenant("team", Limits(), "salt-canary"), ("*",))
 REPLICA = Replica("a", "tiny", Address("10.0.0.7", 9101, api_key="key-canary"))
 
 
@@ -128,6 +128,8 @@ class Lease:
 
     delivery: Delivery = field(default_factory=Delivery)
     charged: Usage | None = None
+    cost_micros: int = 0
+    waited_s: float = 0.0
 
 
 OUTCOMES: dict[type[BaseException], Outcome] = {
@@ -232,7 +234,7 @@ def observing(*, traced: bool = True, **given: Any) -> Observed:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     settings = TelemetrySettings(**given)
-    metrics = Metrics(lambda: Snapshot({"tiny": (REPLICA,)}), lambda: 0)
+    metrics = Metrics(lambda: Snapshot({"tiny": (REPLICA,)}), lambda: 0, tuple)
     clock = Ticking()
     telemetry = Telemetry(
         settings,
@@ -422,7 +424,7 @@ class Unlucky(random.Random):
 def test_no_identifier_is_zero() -> None:
     """Zeros mean that there is none (W3C): the engine would begin a trace of its own."""
     settings = TelemetrySettings(log_calls=False)
-    metrics = Metrics(lambda: Snapshot({}), lambda: 0)
+    metrics = Metrics(lambda: Snapshot({}), lambda: 0, tuple)
     telemetry = Telemetry(settings, None, metrics, logs.make(settings, io.BytesIO()), Ticking(), Unlucky())
     with telemetry.call(Arrival()) as trace:
         assert parse(trace.attempt(REPLICA, CALL).traceparent) is not None
