@@ -203,13 +203,15 @@ def call_id(rng: random.Random) -> str:
 
 
 def readiness(pipeline: Pipeline) -> tuple[bool, dict[str, Any]]:
-    """Ready while some model has a replica that is up and the gateway is not draining; with the counts a model."""
+    """Ready while some model has a replica that is up, keys are known and the gateway is not draining; with the counts
+    a model."""
     models = {
         model: {"up": sum(replica.health is Health.UP for replica in pool), "replicas": len(pool)}
         for model, pool in pipeline.fleet.snapshot().pools.items()
     }
-    ready = not pipeline.draining and any(counts["up"] for counts in models.values())
-    return ready, {"draining": pipeline.draining, "models": models}
+    keys = pipeline.identities.ready
+    ready = keys and not pipeline.draining and any(counts["up"] for counts in models.values())
+    return ready, {"draining": pipeline.draining, "keys_known": keys, "models": models}
 
 
 def _reading(settings: Settings) -> ReadingLimits:

@@ -415,7 +415,7 @@ class Redis:
                 self._connection = None
                 await connection.close()
             self._tried.set()
-            await asyncio.sleep(self._pause_s(failures))
+            await asyncio.sleep(pause_s(failures, self._settings.retry_s, self._rng))
             failures += 1
 
     async def _connect(self, connection: _Connection) -> None:
@@ -449,16 +449,16 @@ class Redis:
                     await self._roundtrip(connection, self._probe)
                     self._return()
 
-    def _pause_s(self, failures: int) -> float:
-        """Before the next connection: a moment after a loss, `retry_s` after a failure, then more, never in step."""
-        if not failures:
-            return self._rng.uniform(0, 0.05)
-        longest_s = max(self._settings.retry_s, LONGEST_PAUSE_S)
-        return self._rng.uniform(0.5, 1) * min(longest_s, self._settings.retry_s * 2.0 ** min(failures, 10))
-
     def __repr__(self) -> str:
         waiting = len(self._connection) if self._connection is not None else 0
         return f"<Redis {self._place}{f' away: {self.away}' if self.away is not None else f', {waiting} waiting'}>"
+
+
+def pause_s(failures: int, retry_s: float, rng: random.Random) -> float:
+    """Before the next connection: a moment after a loss, `retry_s` after a failure, then more, never in step."""
+    if not failures:
+        return rng.uniform(0, 0.05)
+    return rng.uniform(0.5, 1) * min(max(retry_s, LONGEST_PAUSE_S), retry_s * 2.0 ** min(failures, 10))
 
 
 def _reason(error: Exception) -> str:

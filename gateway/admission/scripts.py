@@ -83,7 +83,7 @@ for i = 1, rates do
   local amount, size = amounts[tonumber(ARGV[arg])], tonumber(ARGV[arg + 1])
   used[i] = drained(KEYS[i], tonumber(ARGV[arg + 2]))
   reply[i + 3] = math.ceil(used[i] * 1000)
-  if reply[i + 3] + amount * 1000 > size * 1000 + 10 then fits = false end
+  if used[i] + amount > size + 0.000001 then fits = false end
   arg = arg + 3
 end
 for i = rates + 1, rates + budgets do

@@ -14,7 +14,7 @@ from functools import partial
 from itertools import islice
 from typing import NamedTuple, Self
 
-from gateway.admission.limits import AMOUNT, ROUNDING, LocalLimits, Reservation, refusal, worst
+from gateway.admission.limits import AMOUNT, LocalLimits, Reservation, refusal, worst
 from gateway.admission.quotas import Demand, Kind, Quota, Standing
 from gateway.admission.scripts import EXTEND, RESERVE, SEED, SETTLE
 from gateway.admission.windows import month_of, window
@@ -24,6 +24,8 @@ from gateway.settings import OnLoss, RedisSettings
 
 # What is worked out for tuples of quotas is kept for so many of them.
 MOST_PLANS = 20_000
+# What Redis tells is used is rounded up to thousandths.
+TOLD = 0.0011
 # Settlements that wait for Redis to come back; of more, the oldest are lost.
 MOST_OWED = 20_000
 # One command puts so many things into Redis that nobody waits behind it for long.
@@ -329,7 +331,7 @@ def _standing(quota: Quota, used: float, passed_s: float, seconds: int) -> Stand
     if quota.kind is Kind.RATE:
         full_in_s = max(0.0, used * quota.period_s / quota.size - passed_s)
         used = full_in_s * quota.size / quota.period_s
-    return Standing(quota, max(0, int(quota.size + ROUNDING - used)), full_in_s)
+    return Standing(quota, max(0, int(quota.size + TOLD - used)), full_in_s)
 
 
 def _turns_in_s(kind: Kind, seconds: int) -> float:

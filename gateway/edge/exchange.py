@@ -55,6 +55,7 @@ class Exchange:
         "head",
         "id",
         "received_at_s",
+        "speaks_events",
         "started",
     )
 
@@ -64,6 +65,8 @@ class Exchange:
         self.received_at_s = received_at_s
         self.started = False
         self.ended = False
+        # Whether an error can still be told in a stream that has begun.
+        self.speaks_events = False
         self.full = False
         self._connection = connection
         self._complete = False

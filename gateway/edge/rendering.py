@@ -110,6 +110,7 @@ async def send(exchange: Exchange, reply: Reply) -> None:
     if isinstance(reply.content, Whole):
         exchange.whole(200, JSON + reply.lines, reply.content.body)
         return
+    exchange.speaks_events = True
     exchange.begin(200, EVENT_STREAM + reply.lines)
     await reply.content.pour(exchange)
     exchange.end()
@@ -120,7 +121,9 @@ def tell(exchange: Exchange, error: BaseException, standing: bytes) -> None:
     if exchange.ended:
         return
     if exchange.started:
-        exchange.end(encode_json(error_body(error)))
+        # What is no stream of events has no form for an error: it stays without an end, and its connection is cut.
+        if exchange.speaks_events:
+            exchange.end(encode_json(error_body(error)))
         return
     answer = answer_to(error)
     if answer.ends:

@@ -55,12 +55,13 @@ class Directory:
         self._keys_of: dict[str, set[str]] = {}
         self.revision = 0
         self.file_tenants = frozenset(tenant.name for tenant in settings.tenants)
-        self.file_keys = frozenset(key.name for key in settings.keys)
         for tenant in settings.tenants:
             self._tenants[tenant.name] = self._of_tenant(tenant)
         for key in settings.keys:
             self._known[key.digest] = _of_key(key, self._tenants[key.tenant])
-        for administrator in administrators:
+        held = tuple(administrators)
+        self.file_keys = frozenset([*(key.name for key in settings.keys), *(each.name for each in held)])
+        for administrator in held:
             self._known[administrator.digest] = Known(Administrator(administrator.name, administrator.role), None)
         self._file_digests = frozenset(self._known)
 

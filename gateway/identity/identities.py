@@ -48,6 +48,11 @@ class Identities:
         # Callers by token: who they are must stay the same value while nothing about them changes.
         self._bearers: dict[tuple[str, str, tuple[str, ...]], Principal] = {}
 
+    @property
+    def ready(self) -> bool:
+        """Whether all keys are known that there are."""
+        return self._directory.complete
+
     async def authenticate(self, credential: str | None, address: str) -> Principal:
         """Who calls. Raises NoKey, UnknownKey, and TooManyFailures for an address that had many of these.
 

@@ -205,6 +205,14 @@ async def test_a_call_without_quotas_asks_nobody(server: RedisServer) -> None:
         assert repr(member.redis).endswith(", 0 waiting>")
 
 
+async def test_a_settlement_that_changes_nothing_is_not_sent(server: RedisServer) -> None:
+    """A call that used what it was thought to use."""
+    async with gateway(server.url) as member:
+        reservation = await member.take((still(10),))
+        member.limits.settle(reservation, Demand(0, 0))
+        assert repr(member.redis).endswith(", 0 waiting>")
+
+
 @pytest.mark.parametrize("hours", [1, -1, 24 * 40])
 async def test_the_clock_of_a_gateway_matters_to_nobody(server: RedisServer, hours: int) -> None:
     """An hour ahead, an hour behind, or in another month: windows and leases are Redis' alone."""
@@ -255,6 +263,11 @@ async def test_what_a_database_knows_is_never_lowered(server: RedisServer) -> No
         assert await remaining() == [80, 700]
         member.limits.seed(day.id, today, 35)
         assert await remaining() == [65, 700]
+        # More comes while the last is on its way.
+        for used in range(36, 61):
+            member.limits.seed(day.id, today, used)
+            await asyncio.sleep(0)
+        assert await remaining() == [40, 700]
         server.do("FLUSHALL")
         for n in range(250):
             member.limits.seed(f"tenant {n}/budget/tokens/day", today, n + 1)

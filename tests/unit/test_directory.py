@@ -139,7 +139,9 @@ def test_the_file_wins_over_the_database() -> None:
     subject = directory(tenants=[{"name": "acme", "weight": 7}], keys=[own])
     stolen = key("pg-mine", id="x", name="other", models=("*",))
     shadow = key("pg-shadow", id="y", name="mine")
-    subject.follow(1, [tenant(weight=1.0)], [stolen, shadow, key()])
+    pretender = key("pga-pretender", id="z", name="root", role="admin")
+    subject.follow(1, [tenant(weight=1.0)], [stolen, shadow, pretender, key()])
+    assert subject.find("pga-pretender") is None
     found = subject.find("pg-mine")
     assert isinstance(found, Principal)
     assert (found.name, found.models, found.tenant.weight) == ("mine", ("a",), 7)

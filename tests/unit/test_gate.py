@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.admission.gate import Gate, Lease
+from gateway.admission.gate import Gate, Lease, duration
 from gateway.admission.limits import LocalLimits
 from gateway.admission.line import Line
 from gateway.admission.pricing import Pricing
@@ -338,6 +338,33 @@ async def test_tokens_that_were_counted_are_reserved_as_they_are() -> None:
     await it.gate.enter(busy, call())
     await refusal(it.gate, busy, call())
     assert it.asked == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"),
+        (-1e-9, "0s"),
+        (0.0001, "1ms"),
+        (0.12, "120ms"),
+        (0.9991, "1s"),
+        (1, "1s"),
+        (1.5, "1.5s"),
+        (17.25, "17.25s"),
+        (59.999, "59.999s"),
+        (59.9995, "1m0s"),
+        (60, "1m0s"),
+        (60.2, "1m1s"),
+        (119.7, "2m0s"),
+        (360, "6m0s"),
+        (3599.5, "1h0m0s"),
+        (3725, "1h2m5s"),
+        (90_000, "25h0m0s"),
+    ],
+)
+async def test_durations_are_written_as_openai_writes_them(seconds: float, text: str) -> None:
+    """Rounded up, so that nobody comes too early; no unit ever overflows into the next."""
+    assert duration(seconds) == text
 
 
 # The queue.

@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 from pydantic import SecretStr
 
 from gateway import redis as redis_module
-from gateway.redis import MOST_WAITING, REASONS, Away, Place, Redis, Script, command, words
+from gateway.redis import MOST_WAITING, REASONS, Away, Place, Redis, Script, command, pause_s, words
 from gateway.settings import RedisSettings, SettingsError
 from tests.redis_server import RedisServer, Story
 
@@ -469,6 +469,44 @@ async def test_a_redis_that_is_not_there_holds_up_no_start(
         assert redis.away == reason
         with pytest.raises(Away, match=reason):
             await redis.ask(PING)
+
+
+async def test_a_redis_that_comes_later_is_found(tmp_path: Path) -> None:
+    """However often it was not there."""
+    with RedisServer(tmp_path) as server:
+        server.kill()
+        async with connected(server.url, retry_s=0.01) as redis:
+            story = Story()
+            redis.watch(story)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await story.until(away=False)
+            server.start()
+            await story.until(away=False)
+            assert await redis.ask(PING) == b"PONG"
+
+
+async def test_who_takes_our_connection_and_says_nothing_is_no_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start waits for him no longer than for one that is not there."""
+    monkeypatch.setattr(redis_module, "CONNECT_S", 0.05)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with scripted(answer) as url, connected(url) as redis:
+        assert redis.away == "no connection in time"
+
+
+@pytest.mark.parametrize("retry_s", [0.5, 10.0])
+async def test_pauses_between_connections_grow_and_are_bounded(retry_s: float) -> None:
+    """A Redis that comes back is not met by all gateways at once, and not missed for long."""
+    rng = random.Random(1)
+    longest_s = max(5.0, retry_s)
+    assert pause_s(0, retry_s, rng) <= 0.05
+    for failures in range(1, 2000):
+        aimed_s = min(longest_s, retry_s * 2 ** min(failures, 10))
+        assert aimed_s / 2 <= pause_s(failures, retry_s, rng) <= aimed_s
+    assert len({pause_s(9, retry_s, rng) for _ in range(100)}) == 100
 
 
 async def test_nothing_is_left_when_it_is_left(server: RedisServer) -> None:

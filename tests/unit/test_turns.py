@@ -198,6 +198,7 @@ def test_use_without_waiting_is_counted_and_earns_no_credit_either() -> None:
 def test_a_call_that_did_not_wait_is_paid_before_the_next_turn() -> None:
     """It was just given more than others: they come first until they have had as much."""
     queue = turns()
+    queue.start("a", 1, NORMAL, 100)
     for _ in range(100):
         queue.start("busy", 1, NORMAL, 100)
     queue.start("a", 1, NORMAL, 1000)
@@ -232,6 +233,69 @@ def test_what_a_call_took_less_comes_back_in_turns() -> None:
         took[one.tenant] += 100
         queue.ended(one.charge, 100)
     assert abs(took["a"] - took["b"]) <= 1000
+
+
+def test_what_is_corrected_counts_by_weight() -> None:
+    """A tenant with four times the weight pays a quarter of it."""
+    queue = turns()
+    for tenant, weight in (("a", 4), ("b", 1)):
+        queue.ended(queue.start(tenant, weight, NORMAL, 100), 100)
+    joined(queue, *(ticket("a", weight=4) for _ in range(20)), *(ticket("b") for _ in range(20)))
+    first = queue.next(NOW_S)
+    assert first is not None
+    assert first.tenant == "a"
+    queue.ended(first.charge, 100 + 4 * 500)
+    assert given_out(queue, 7) == list("bbbbbab")
+
+
+def test_a_tenant_that_comes_fresh_stays_so_while_its_older_calls_end() -> None:
+    """What is given back to others meanwhile puts them no more before it than without that."""
+    queue = turns()
+    joined(queue, *(ticket("flood") for _ in range(100)), ticket("single"))
+    running = [one for _ in range(50) if (one := queue.next(NOW_S)) is not None]
+    older = next(one for one in running if one.tenant == "single")
+    joined(queue, ticket("single"))
+    queue.ended(older.charge, older.charge.cost)
+    for one in running[-10:]:
+        queue.ended(one.charge, 1)
+    assert given_out(queue, 1) == ["single"]
+
+
+def test_what_an_old_call_left_is_no_credit_after_a_pause() -> None:
+    """It was forgotten when its tenant came again, and is not given back from what it takes now."""
+    queue = turns()
+    old = queue.start("a", 1, NORMAL, 4000)
+    for _ in range(100):
+        queue.ended(queue.start("b", 1, NORMAL, 100), 100)
+    joined(queue, *(ticket(tenant) for _ in range(50) for tenant in "ab"))
+    queue.ended(old, 1)
+    charged = {"a": 0.0, "b": 0.0}
+    for _ in range(40):
+        one = queue.next(NOW_S)
+        assert one is not None
+        charged[one.tenant] += one.charge.cost
+    assert abs(charged["a"] - charged["b"]) <= 300
+
+
+def test_what_is_given_back_to_one_tenant_is_no_credit_for_who_comes_next() -> None:
+    """A newcomer begins where turns were given before that."""
+    queue = turns()
+    for tenant in "abc":
+        queue.ended(queue.start(tenant, 1, NORMAL, 100), 100)
+    joined(queue, ticket("a", 3000), *(ticket(tenant) for _ in range(200) for tenant in "ab"))
+    (large,) = (one for _ in range(60) if (one := queue.next(NOW_S)) is not None and one.tokens == 3000)
+    queue.ended(large.charge, 2900)
+    for one in [queue.next(NOW_S) for _ in range(60)]:
+        assert one is not None
+        queue.ended(one.charge, 1 if one.tenant == "a" else 100)
+    given_out(queue, 1)
+    joined(queue, *(ticket("c") for _ in range(50)))
+    given = Counter[str]()
+    for _ in range(60):
+        one = queue.next(NOW_S)
+        assert one is not None
+        given[one.tenant] += 1
+    assert abs(given["b"] - given["c"]) <= 3
 
 
 class Slots:
@@ -624,6 +688,22 @@ def test_the_wait_that_is_told_is_the_wait_that_comes(
     if not served:
         assert abs(told_s - 0.1 - before / 1000) <= 6 * 0.4 + 1e-6
     assert pace.wait_s(0, now_s) is not None
+
+
+def test_a_wait_is_told_from_what_calls_usually_take() -> None:
+    """Not from what they ask for, their own as those of others."""
+    queue = turns()
+    for _ in range(50):
+        queue.ended(queue.start("a", 1, NORMAL, 1000), 100)
+        queue.ended(queue.start("b", 1, NORMAL, 100), 100)
+        queue.ended(queue.start("pacer", 1, NORMAL, 100), 100)
+    now_s = paced(queue, 1000, NOW_S)
+    for _ in range(20):
+        queue.join(ticket("a", 1000), now_s)
+    assert queue.wait_s(ticket("a", 1000), now_s) == pytest.approx(2.1, abs=0.1)
+    for _ in range(50):
+        queue.join(ticket("b", 100), now_s)
+    assert queue.wait_s(ticket("b", 100), now_s) == pytest.approx(7.1, abs=0.2)
 
 
 def test_a_wait_that_would_be_too_long_is_refused_at_once() -> None:
