@@ -4,7 +4,6 @@
 process.
 """
 
-import math
 import os
 import random
 import socket
@@ -27,7 +26,7 @@ from gateway.catalog import Catalog
 from gateway.edge.arrival import ReadingLimits, Room
 from gateway.edge.probes import Probes
 from gateway.edge.routes import Calls, Models, Surface, described
-from gateway.fleet.capacity import openings
+from gateway.fleet.capacity import has_room
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.replica import Health, Replica
 from gateway.fleet.scrape import Scraper
@@ -189,12 +188,8 @@ def _readings(
         )
 
 
-def _room(fleet: Fleet, model: str, settings: QueueSettings, on_the_way: int) -> float:
-    """How many more calls the pool of a model takes. Without a replica that is up nobody should wait for one."""
-    pool = fleet.snapshot().of(model)
-    if not any(replica.health is Health.UP for replica in pool):
-        return math.inf
-    return openings(pool, on_the_way, settings)
+def _room(fleet: Fleet, model: str, settings: QueueSettings, on_the_way: int) -> bool:
+    return has_room(fleet.snapshot().of(model), on_the_way, settings)
 
 
 def call_id(rng: random.Random) -> str:

@@ -24,8 +24,8 @@ class Turn(NamedTuple):
     charge: Charge
 
 
-Room = Callable[[int], float]
-"""How many more calls the engines take, when so many that had their turn are still on their way; may be infinite."""
+Room = Callable[[int], bool]
+"""Whether the engines take one more call, when so many that had their turn are still on their way."""
 
 
 class Line:
@@ -48,7 +48,7 @@ class Line:
 
     def clear(self) -> bool:
         """Whether a call may go on at once: nobody waits, and an engine has room."""
-        return not self._turns.waiting and self._room(self._on_the_way) >= 1
+        return not self._turns.waiting and self._room(self._on_the_way)
 
     def start(self, principal: Principal, call: Call, tokens: int) -> Turn:
         """A call goes on at once: it counts for its tenant like those that wait."""
@@ -90,7 +90,7 @@ class Line:
     def stir(self) -> None:
         """Something has changed: gives turns while there is room, and turns away who cannot have one in time."""
         now_s = self._clock()
-        while self._turns.waiting and self._room(self._on_the_way) >= 1:
+        while self._turns.waiting and self._room(self._on_the_way):
             ticket = self._turns.next(now_s)
             if ticket is None:
                 break

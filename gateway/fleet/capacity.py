@@ -54,6 +54,16 @@ def room(replica: Replica, settings: QueueSettings) -> float:
     return max(free, 0 if replica.in_flight else 1)
 
 
-def openings(replicas: Iterable[Replica], granted: int, settings: QueueSettings) -> float:
-    """How many more turns a pool has now, where `granted` calls have had theirs and are on no replica yet."""
-    return max(0, sum(room(replica, settings) for replica in replicas) - granted)
+def has_room(replicas: Iterable[Replica], granted: int, settings: QueueSettings) -> bool:
+    """Whether a pool takes one more call, where `granted` calls have had their turns and are on no replica yet.
+
+    A pool in which no replica is up takes any: nobody should wait for an engine that is not there.
+    """
+    free, up = -float(granted), False
+    for replica in replicas:
+        if replica.health is Health.UP:
+            up = True
+            free += room(replica, settings)
+            if free >= 1:
+                return True
+    return not up

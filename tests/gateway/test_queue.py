@@ -152,6 +152,7 @@ async def test_those_who_wait_are_told_when_the_last_engine_goes() -> None:
         async with gateway({}, **busy(engine, max_wait_s=60)) as harness, asyncio.TaskGroup() as group:
             calls = [group.create_task(harness.post()) for _ in range(4)]
             await until_waiting(harness, 2)
+            await engine.saw(2)
             engine.crashes()
             assert {(await call).status for call in calls} == {503}
 

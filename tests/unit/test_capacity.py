@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.fleet.capacity import ASCENT, learnt, of_others, openings, room
+from gateway.fleet.capacity import ASCENT, has_room, learnt, of_others, room
 from gateway.fleet.replica import Health, Load, Replica
 from gateway.fleet.scrape import parse_load
 from gateway.http1 import Address
@@ -74,17 +74,17 @@ def test_how_many_more_calls_a_replica_can_take(of: Replica, expected: float) ->
 @pytest.mark.parametrize(
     ("replicas", "granted", "expected"),
     [
-        pytest.param((), 0, 0, id="an empty pool"),
-        pytest.param((replica(stated=4), replica(stated=4, ours=2)), 0, 8, id="the sum of its replicas"),
-        pytest.param((replica(stated=4), replica(stated=4, ours=2)), 3, 5, id="less the turns that are on their way"),
-        pytest.param((replica(stated=4),), 9, 0, id="never less than none"),
-        pytest.param((replica(stated=4, ours=5), replica()), 100, math.inf, id="one that nobody knows takes any"),
-        pytest.param((replica(health=Health.DOWN), replica(stated=4, ours=5)), 0, 0, id="down and full"),
+        pytest.param((replica(stated=4), replica(stated=4, ours=2)), 7, True, id="the sum of its replicas"),
+        pytest.param((replica(stated=4), replica(stated=4, ours=2)), 8, False, id="less the turns on their way"),
+        pytest.param((replica(stated=4, ours=5), replica()), 100, True, id="one that nobody knows takes any"),
+        pytest.param((replica(health=Health.DOWN), replica(stated=4, ours=5)), 0, False, id="down and full"),
+        pytest.param((replica(health=Health.DOWN), replica(health=Health.UNKNOWN)), 9, True, id="none is up"),
+        pytest.param((), 0, True, id="none is there"),
     ],
 )
-def test_how_many_more_turns_a_pool_has(replicas: tuple[Replica, ...], granted: int, expected: float) -> None:
-    """A turn that was given and is on no replica yet is counted once."""
-    assert openings(replicas, granted, SETTINGS) == expected
+def test_whether_a_pool_takes_one_more_call(replicas: tuple[Replica, ...], granted: int, expected: bool) -> None:
+    """A turn that was given and is on no replica yet is counted once; nobody waits where no engine is up."""
+    assert has_room(replicas, granted, SETTINGS) is expected
 
 
 @pytest.mark.parametrize(

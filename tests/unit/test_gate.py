@@ -76,8 +76,8 @@ class Subject:
         self.asked += 1
         return self._counted
 
-    def _free(self, on_the_way: int) -> float:
-        return self.room - self.gate.running - on_the_way
+    def _free(self, on_the_way: int) -> bool:
+        return self.room - self.gate.running - on_the_way >= 1
 
     def standings(self, who: Principal) -> dict[str, Standing]:
         quotas = Rulebook([ModelSettings(name="m")], []).quotas(who, "m")
