@@ -99,7 +99,12 @@ class Entry:
 
 
 def pagegate_settings(site: Site, *, log_calls: bool) -> Path:
-    """Key, limits of every kind on key and tenant, metrics, traces of one call in a hundred, usage."""
+    """Key, limits of every kind on key and tenant, metrics, traces of one call in a hundred, usage.
+
+    Where it may run so many calls only, it knows of each engine how many it runs, and lets calls wait while their first
+    token can still come in time.
+    """
+    bound = {} if site.most >= UNLIMITED else {"calls_per_replica": site.most // len(site.engines)}
     settings = {
         "server": {"host": HOST, "port": site.port, "max_connections": 40_000},
         "identity": {
@@ -115,9 +120,13 @@ def pagegate_settings(site: Site, *, log_calls: bool) -> Path:
             "tenants": [{"name": "bench", "limits": _LIMITS}],
         },
         "models": [
-            {"name": site.model, "replicas": [{"name": f"e{n}", "url": url} for n, url in enumerate(site.engines)]}
+            {
+                "name": site.model,
+                "replicas": [{"name": f"e{n}", "url": url} for n, url in enumerate(site.engines)],
+                **bound,
+            }
         ],
-        "admission": {"max_running": site.most},
+        "queue": {"max_wait_s": 0.4} if bound else {},
         "telemetry": {"log_calls": log_calls, "sample_ratio": 0.01, "otlp_endpoint": site.traces},
     }
     path = site.folder / f"pagegate-{site.port}.yaml"

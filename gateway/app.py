@@ -84,7 +84,14 @@ async def running(
     rng = rng or random.Random()
     secret = secret_of(settings.identity)
     open_calls = OpenCalls(settings.upstream.call_timeout_s)
-    directory = Directory(settings.identity, settings.admin.keys, secret, wall, complete=settings.store.url is None)
+    directory = Directory(
+        settings.identity,
+        settings.admin.keys,
+        secret,
+        wall,
+        complete=settings.store.url is None,
+        unreadable=lambda what: log.error("row_unreadable", what=what),
+    )
     catalog = Catalog.of(settings.models)
     async with AsyncExitStack() as up:
         up.enter_context(logs.libraries(log))

@@ -104,7 +104,7 @@ async def kept(
             spool = Spool.beside(database.file)
         ledger = await up.enter_async_context(Ledger(_Writes(opening), settings, spool, noted))
         following = await up.enter_async_context(Following(directory, changes, settings.refresh_s, told))
-        keeping = _Keeping(opening, settings, directory, limiter, wall)
+        keeping = _Keeping(opening, settings, directory, limiter, wall, log)
         await keeping.look()
         group = await up.enter_async_context(background())
         up.callback(group.create_task(keeping.go_on()).cancel)
@@ -131,7 +131,9 @@ class _Keeping:
         directory: Directory,
         limiter: Seeded,
         wall: Callable[[], float],
+        log: Log,
     ) -> None:
+        self._log = log
         self._opening = opening
         self._kept_days = settings.usage_days
         self._directory = directory
@@ -142,9 +144,13 @@ class _Keeping:
         looks = 0
         while True:
             await asyncio.sleep(BUDGETS_S)
-            await self.look()
-            if looks % PURGE_EVERY == 0:
-                await self._purge()
+            try:
+                await self.look()
+                if looks % PURGE_EVERY == 0:
+                    await self._purge()
+            except Exception as error:
+                # Whatever is in the books, it must not end the gateway.
+                self._log.error("books_failed", exc_info=error)
             looks += 1
 
     async def look(self) -> None:

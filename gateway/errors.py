@@ -188,10 +188,12 @@ class LimitReached(Refused):
 
 
 class BudgetSpent(LimitReached):
-    """What may be used up in a day or a month is used up; the next one begins in `retry_after_s`. Retrying is vain."""
+    """What may be used up in a day or a month is used up; the next one begins in `retry_after_s`. Retrying is vain.
+
+    It is None for a call that alone is larger than that.
+    """
 
     what = "Budget used up"
-    retry_after_s: float
 
 
 class TenantQueueFull(LimitReached):
@@ -207,8 +209,8 @@ class TenantQueueFull(LimitReached):
 class GateClosed(Unserved):
     """The gateway runs as many calls as it may."""
 
-    def __init__(self, running: int) -> None:
-        super().__init__(f"The gateway is busy: {running} calls are running.")
+    def __init__(self) -> None:
+        super().__init__("The gateway is busy: it runs as many calls as it may.")
 
 
 class TooManyConnections(Unserved):

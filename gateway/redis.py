@@ -28,7 +28,6 @@ from gateway.settings import RedisSettings, SettingsError
 CONNECT_S = 2.0
 # A connection on which nothing was heard for so long while we asked is given up.
 SILENT_S = 3.0
-LONGEST_PAUSE_S = 5.0
 # Commands whose replies are outstanding; with more of them Redis is as good as away.
 MOST_WAITING = 20_000
 PROBE_KEPT_MS = 60_000
@@ -455,10 +454,8 @@ class Redis:
 
 
 def pause_s(failures: int, retry_s: float, rng: random.Random) -> float:
-    """Before the next connection: a moment after a loss, `retry_s` after a failure, then more, never in step."""
-    if not failures:
-        return rng.uniform(0, 0.05)
-    return rng.uniform(0.5, 1) * min(max(retry_s, LONGEST_PAUSE_S), retry_s * 2.0 ** min(failures, 10))
+    """Before the next connection: a moment after a loss, about `retry_s` after a failure, never in step."""
+    return rng.uniform(0.5, 1) * retry_s if failures else rng.uniform(0, 0.05)
 
 
 def _reason(error: Exception) -> str:

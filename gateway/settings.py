@@ -46,6 +46,8 @@ Pattern = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^\S+$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 Network = IPv4Network | IPv6Network
+LEAST_WEIGHT, MOST_WEIGHT = 0.001, 1000.0
+Weight = Annotated[float, Field(ge=LEAST_WEIGHT, le=MOST_WEIGHT)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Metadata = Annotated[
     dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
@@ -54,6 +56,9 @@ Metadata = Annotated[
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 HOST_AND_PORT = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?")
 SHORTEST_SECRET = 16
+# What can be counted exactly everywhere, as an integer and as a double (2**53 is more).
+MOST_UNITS = 10**15
+MOST_COST = 1e9
 
 Checked = TypeVar("Checked")
 
@@ -145,16 +150,22 @@ class ServerSettings(Section):
 class Limits(Section):
     """Limits of one owner; a limit that is not given does not exist."""
 
-    requests_per_minute: int | None = Field(None, ge=1, description="Calls a minute, as a bucket that refills evenly.")
+    requests_per_minute: int | None = Field(
+        None, ge=1, le=MOST_UNITS, description="Calls a minute, as a bucket that refills evenly."
+    )
     tokens_per_minute: int | None = Field(
         None,
         ge=1,
+        le=MOST_UNITS,
         description="Prompt and completion tokens a minute: estimated before, settled after the call.",
     )
     tokens_per_day: int | None = Field(
-        None, ge=1, description="The same over a day, coming back evenly: there is no hour at which all is new."
+        None,
+        ge=1,
+        le=MOST_UNITS,
+        description="The same over a day, coming back evenly: there is no hour at which all is new.",
     )
-    concurrent_calls: int | None = Field(None, ge=1, description="Calls that may run at the same time.")
+    concurrent_calls: int | None = Field(None, ge=1, le=MOST_UNITS, description="Calls that may run at the same time.")
 
 
 UNLIMITED = Limits()
@@ -180,10 +191,10 @@ class LimitRule(Limits):
 class Budget(Section):
     """What a tenant may use up in a calendar day or month (UTC). Cost is in the cost unit of `pricing`."""
 
-    tokens_per_day: int | None = Field(None, ge=1, description="Prompt and completion tokens a day.")
-    tokens_per_month: int | None = Field(None, ge=1, description="The same a month.")
-    cost_per_day: float | None = Field(None, gt=0, description="Cost units a day.")
-    cost_per_month: float | None = Field(None, gt=0, description="The same a month.")
+    tokens_per_day: int | None = Field(None, ge=1, le=MOST_UNITS, description="Prompt and completion tokens a day.")
+    tokens_per_month: int | None = Field(None, ge=1, le=MOST_UNITS, description="The same a month.")
+    cost_per_day: float | None = Field(None, gt=0, le=MOST_COST, description="Cost units a day.")
+    cost_per_month: float | None = Field(None, gt=0, le=MOST_COST, description="The same a month.")
 
 
 NO_BUDGET = Budget()
@@ -221,7 +232,7 @@ class TenantSettings(Section):
     )
     limits: Limits = Field(UNLIMITED, description="Limits that all keys of the tenant share.")
     budget: Budget = Field(NO_BUDGET, description="What the tenant may use up.")
-    weight: float = Field(1.0, gt=0, le=1000, description="Its share of busy engines, against other tenants' weights.")
+    weight: Weight = Field(1.0, description="Its share of busy engines, against other tenants' weights.")
     priority: Priority = Field(Priority.NORMAL, description="The class of its calls before busy engines.")
     metadata: Metadata = Field({}, description="Up to 16 texts of your own, shown by the admin API.")
 
@@ -321,9 +332,11 @@ class ReplicaSettings(Section):
 class Price(Section):
     """What tokens of a model cost, in cost units for a million."""
 
-    prompt: float = Field(0, ge=0, description="A million prompt tokens.")
-    cached: float | None = Field(None, ge=0, description="A million prompt tokens that were cached; default: the same.")
-    completion: float = Field(0, ge=0, description="A million completion tokens.")
+    prompt: float = Field(0, ge=0, le=MOST_COST, description="A million prompt tokens.")
+    cached: float | None = Field(
+        None, ge=0, le=MOST_COST, description="A million prompt tokens that were cached; default: the same."
+    )
+    completion: float = Field(0, ge=0, le=MOST_COST, description="A million completion tokens.")
 
 
 class ModelSettings(Section):
@@ -437,7 +450,7 @@ class PricingSettings(Section):
     """What a call costs where its model has no price: its share of the time of the accelerators that ran it."""
 
     unit: str = Field("credit", min_length=1, max_length=16, description="What the cost unit is called, e.g. `EUR`.")
-    accelerator_hour: float = Field(1.0, ge=0, description="Cost units for an hour of one accelerator.")
+    accelerator_hour: float = Field(1.0, ge=0, le=MOST_COST, description="Cost units for an hour of one accelerator.")
 
 
 class AdminKeySettings(Section):

@@ -22,7 +22,7 @@ from pydantic import (
 
 from gateway.errors import BadCall
 from gateway.problems import problems_of
-from gateway.settings import NO_BUDGET, UNLIMITED, Budget, Limits, Name, Priority, Role
+from gateway.settings import NO_BUDGET, UNLIMITED, Budget, Limits, Name, Priority, Role, Weight
 from gateway.settings import Pattern as AnyPattern
 from gateway.wire import json_text
 
@@ -85,7 +85,6 @@ Labels = Annotated[dict[Label, Text], Field(max_length=16)]
 # Null takes a label away.
 LabelChanges = Annotated[dict[Label, Text | None], Field(max_length=32)]
 Life = Annotated[int, Field(gt=0, le=LONGEST_LIFE_S)]
-Weight = Annotated[float, Field(gt=0, le=1000)]
 
 
 class Body(BaseModel):

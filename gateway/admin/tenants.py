@@ -135,7 +135,7 @@ class TenantActs:
         if live and not wanted.revoke_keys:
             raise InTheWay(
                 f"The tenant `{name}` still has keys ({len(live)}, among them `{live[0].name}`): revoke them, "
-                "or say `revoke_keys=true`."
+                "or with the tenant (`revoke_keys=true`, `--revoke-keys`)."
             )
         for key in live:
             keys.revoke(connection, key.id, self._now())

@@ -18,7 +18,7 @@ from gateway.admission.pricing import Pricing
 from gateway.admission.quotas import Demand, Kind, Quota, Standing, Unit
 from gateway.admission.rulebook import Rulebook
 from gateway.call import Call, Delivery, Usage
-from gateway.errors import GateClosed, LimitReached, Unserved
+from gateway.errors import GateClosed, GatewayError, Refused, Unserved
 from gateway.identity.principal import Principal
 from gateway.settings import AdmissionSettings
 
@@ -104,7 +104,30 @@ class Gate:
         """Takes what the call needs from every limit, and waits for its turn; or raises, and has taken nothing."""
         if self.running + self.waiting >= self._max_running:
             self.shed += 1
-            raise GateClosed(self.running)
+            raise GateClosed
+        self.waiting += 1
+        try:
+            cost, demand, held = await self._reserved(principal, call)
+            line = self._line(call.model)
+            if line.clear():
+                turn = line.start(principal, call, cost.total_tokens)
+            else:
+                try:
+                    turn = await line.turn(principal, call, cost.total_tokens)
+                except BaseException:
+                    self._limiter.settle(held, demand)
+                    raise
+        except GatewayError as error:
+            self.shed += isinstance(error, Unserved)
+            self.refused += isinstance(error, Refused)
+            raise
+        finally:
+            self.waiting -= 1
+        self.running += 1
+        return Lease(cost, demand, held, turn)
+
+    async def _reserved(self, principal: Principal, call: Call) -> tuple[Cost, Demand, Reservation]:
+        """What the call may take, reserved of every limit."""
         quotas = self._rulebook.quotas(principal, call.model)
         cost = self._estimator.estimate(call)
         if self._count is not None and self._matters(quotas):
@@ -113,27 +136,7 @@ class Gate:
         cost = _fitted(cost, quotas)
         expected = self._pricing.expected(call.model, cost.prompt_tokens, cost.completion_tokens)
         demand = Demand(1, cost.total_tokens, expected)
-        try:
-            held = await self._limiter.reserve(quotas, demand, call.id)
-        except LimitReached:
-            self.refused += 1
-            raise
-        line = self._line(call.model)
-        if line.clear():
-            turn = line.start(principal, call, cost.total_tokens)
-        else:
-            self.waiting += 1
-            try:
-                turn = await line.turn(principal, call, cost.total_tokens)
-            except BaseException as error:
-                self._limiter.settle(held, demand)
-                self.shed += isinstance(error, Unserved)
-                self.refused += isinstance(error, LimitReached)
-                raise
-            finally:
-                self.waiting -= 1
-        self.running += 1
-        return Lease(cost, demand, held, turn)
+        return cost, demand, await self._limiter.reserve(quotas, demand, call.id)
 
     def leave(self, lease: Lease, call: Call, error: BaseException | None) -> None:
         """Gives back the slots, and the difference between what was reserved and what is charged. Once a lease."""

@@ -21,6 +21,7 @@ SLOT_RETRY_S = 1.0
 # Where a unit's amount is in a demand.
 AMOUNT = {Unit.REQUESTS: 0, Unit.TOKENS: 1, Unit.COST: 2}
 MICROS = 1_000_000
+CALENDAR = (Kind.DAY, Kind.MONTH)
 # A named tuple made this way costs half as much.
 new = tuple.__new__
 # How many reservations pass between two looks for what is not needed any more, and how much one look takes in.
@@ -69,7 +70,8 @@ def refusal(quota: Quota, used: float, amount: float, turns_in_s: float) -> Limi
     if quota.unit is Unit.COST:
         size = size // MICROS if size % MICROS == 0 else size / MICROS
     if amount > quota.size:
-        return LimitReached(quota.limit, size, quota.owner, None)
+        kind = BudgetSpent if quota.kind in CALENDAR else LimitReached
+        return kind(quota.limit, size, quota.owner, None)
     if quota.kind is Kind.RATE:
         return LimitReached(quota.limit, size, quota.owner, (used + amount - quota.size) * quota.period_s / quota.size)
     if quota.kind is Kind.SLOTS:

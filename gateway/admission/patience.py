@@ -55,6 +55,12 @@ class Pace:
             return None
         return (tokens + self._tokens / self._turns) * seconds / self._tokens
 
+    def takes_s(self, tokens: float, now_s: float) -> float:
+        """How long turns for so many tokens take; 0 while too little is known."""
+        if self._turns < LEAST_TURNS or not self._tokens:
+            return 0.0
+        return tokens * (self._seconds + self._open_s(now_s)) / self._tokens
+
     def _open_s(self, now_s: float) -> float:
         return max(0.0, now_s - self._at_s) if self._at_s is not None else 0.0
 

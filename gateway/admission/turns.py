@@ -29,6 +29,7 @@ SPARE = 1.2
 SOON_S = 1.0
 SOONEST_S = 0.1
 LATEST_S = 60.0
+MOST_TOLD = 1024
 
 
 class Turns(Generic[Holder]):
@@ -48,6 +49,7 @@ class Turns(Generic[Holder]):
         self._of_tenant: dict[str, int] = {}
         self._overdue: dict[Ticket[Holder], None] = {}
         self._pace = Pace()
+        self._told_until_s: dict[str, float] = {}
         self._order = count()
 
     @property
@@ -120,10 +122,6 @@ class Turns(Generic[Holder]):
         """A call has ended, however it began, and took so many tokens: its tenant's charge is corrected by that."""
         self._bands[charge.priority].settle(charge, took)
 
-    def settle(self, tenant: str, weight: float, priority: Priority, tokens: float) -> None:
-        """For callers that kept no Charge: corrects by so many tokens; less than 0 gives back."""
-        self.ended(Charge(tenant, weight, priority, tokens=0, cost=0, contended=True), tokens)
-
     def wait_s(self, ticket: Ticket[Holder], now_s: float) -> float | None:
         """How long the call would wait from now on, if nobody else came; None while too little is known."""
         if self._pace.wait_s(0.0, now_s) is None:
@@ -149,7 +147,7 @@ class Turns(Generic[Holder]):
         if self._of_tenant.get(ticket.tenant, 0) >= self._max_of_tenant:
             own = next((last for band in below if (last := band.last_of(ticket.tenant)) is not None), None)
             if own is None:
-                raise TenantQueueFull(ticket.tenant, self._max_of_tenant, self._back_s(ticket, now_s))
+                raise TenantQueueFull(ticket.tenant, self._max_of_tenant, self._back_s(ticket.tenant, ticket, now_s))
             self._check_wait(ticket, now_s)
             return own
         self._check_wait(ticket, now_s)
@@ -169,7 +167,7 @@ class Turns(Generic[Holder]):
             )
             most = above.last_of_most() if above is not None else None
         if most is None:
-            raise QueueFull(self._model, self._back_s(ticket, now_s))
+            raise QueueFull(self._model, self._back_s("", ticket, now_s))
         return most
 
     def _check_wait(self, ticket: Ticket[Holder], now_s: float) -> None:
@@ -183,12 +181,25 @@ class Turns(Generic[Holder]):
             return
         over_s = (self.wait_s(ticket, now_s) or 0.0) * SPARE - left_s
         if over_s > 0:
-            raise WaitTooLong(self._model, min(LATEST_S, max(SOONEST_S, over_s)))
+            raise WaitTooLong(self._model, self._told_s("", ticket, over_s, now_s))
 
-    def _back_s(self, ticket: Ticket[Holder], now_s: float) -> float:
+    def _back_s(self, whose: str, ticket: Ticket[Holder], now_s: float) -> float:
         """When to come back for a place: when what is due before such a call now has had its turn."""
         wait_s = self.wait_s(ticket, now_s)
-        return SOON_S if wait_s is None else min(LATEST_S, max(SOONEST_S, wait_s))
+        return self._told_s(whose, ticket, SOON_S if wait_s is None else wait_s, now_s)
+
+    def _told_s(self, whose: str, ticket: Ticket[Holder], wait_s: float, now_s: float) -> float:
+        """What a caller who has to come back is told, of the queue of a tenant or of all (empty).
+
+        Those who were told before him have their turns first, as if they waited: a crowd that is turned away does not
+        come back all at once.
+        """
+        spacing_s = self._pace.takes_s(self._bands[ticket.priority].cost(ticket), now_s)
+        back_s = max(now_s + max(SOONEST_S, wait_s), self._told_until_s.get(whose, 0.0) + spacing_s)
+        if len(self._told_until_s) > MOST_TOLD:
+            self._told_until_s = {each: until_s for each, until_s in self._told_until_s.items() if until_s > now_s}
+        self._told_until_s[whose] = min(back_s, now_s + LATEST_S)
+        return self._told_until_s[whose] - now_s
 
     def _due(self) -> Band[Holder] | None:
         """The class whose turn it is: the highest, unless a lower one is owed as much as its next call takes."""

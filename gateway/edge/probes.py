@@ -28,9 +28,16 @@ class Probes:
 
     async def readyz(self, request: Request) -> Response:
         """200 when some model can be called and the gateway is not draining, else 503; either way with the details."""
+        return self._ready(in_detail=True)
+
+    async def briefly(self, request: Request) -> Response:
+        """The same without the details: which models there are is not everybody's business."""
+        return self._ready(in_detail=False)
+
+    def _ready(self, *, in_detail: bool) -> Response:
         ready, details = self._readiness()
-        body = orjson.dumps({"status": "ready" if ready else "not ready", **details})
-        return Response(body, 200 if ready else 503, media_type=JSON)
+        body = {"status": "ready" if ready else "not ready", **(details if in_detail else {})}
+        return Response(orjson.dumps(body), 200 if ready else 503, media_type=JSON)
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus text exposition."""
@@ -38,5 +45,7 @@ class Probes:
 
     def routes(self, *, with_metrics: bool) -> list[Route]:
         """The routes, for the listener that everybody reaches or for the operators' own."""
-        health = [Route("/livez", self.livez), Route("/readyz", self.readyz)]
-        return [*health, Route("/metrics", self.metrics)] if with_metrics else health
+        alive = Route("/livez", self.livez)
+        if with_metrics:
+            return [alive, Route("/readyz", self.readyz), Route("/metrics", self.metrics)]
+        return [alive, Route("/readyz", self.briefly)]

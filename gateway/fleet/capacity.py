@@ -39,7 +39,7 @@ def of_others(load: Load, in_flight: int) -> int:
 def room(replica: Replica, settings: QueueSettings) -> float:
     """How many more calls a replica can take now, infinite while nobody knows.
 
-    One on which this gateway has nothing can always take one: an engine whose last calls were aborted reports them
+    One on which this gateway has nothing can always take one: an engine whose last calls were aborted may report them
     until it runs another (vLLM issue 29928), and nobody would ever send it one.
     """
     if replica.health is not Health.UP or replica.refused:

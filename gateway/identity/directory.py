@@ -12,6 +12,8 @@ from typing import NamedTuple
 from gateway.identity.keys import cache_salt, digest
 from gateway.identity.principal import Administrator, Principal, Tenant
 from gateway.settings import (
+    LEAST_WEIGHT,
+    MOST_WEIGHT,
     AdminKeySettings,
     Budget,
     IdentitySettings,
@@ -42,9 +44,11 @@ class Directory:
         wall: Callable[[], float],
         *,
         complete: bool = True,
+        unreadable: Callable[[str], None] = lambda what: None,
     ) -> None:
-        """`complete` is False while there is a database that has not been read yet."""
+        """`complete` is False while there is a database that has not been read yet. `unreadable` is told of rows."""
         self.complete = complete
+        self._unreadable = unreadable
         self._secret = secret
         self._wall = wall
         self._known: dict[str, Known] = {}
@@ -78,18 +82,34 @@ class Directory:
     def tenants(self) -> Iterable[Tenant]:
         return self._tenants.values()
 
+    def restart(self, revision: int, tenants: Iterable[TenantRow], keys: Iterable[KeyRow]) -> None:
+        """Takes in all that the database holds, and forgets what else was known of it: it went back in time."""
+        for row in self._rows.values():
+            for known in self._digests.pop(row.id, ()):
+                del self._known[known]
+        self._rows.clear()
+        self._keys_of.clear()
+        self._tenants = {name: tenant for name, tenant in self._tenants.items() if name in self.file_tenants}
+        self.revision = 0
+        self.follow(revision, tenants, keys)
+
     def follow(self, revision: int, tenants: Iterable[TenantRow], keys: Iterable[KeyRow]) -> None:
-        """Takes in what has changed in the database up to `revision`. What was asked earlier and comes later is old."""
+        """Takes in what has changed in the database up to `revision`. What was asked earlier and comes later is old.
+
+        A row that cannot be understood, as a later version may write it, is told of and opens nothing.
+        """
         if revision < self.revision:
             return
         touched = set[str]()
         for tenant in tenants:
             if tenant.name not in self.file_tenants:
                 touched |= self._keys_of.get(tenant.name, set())
+                self._tenants.pop(tenant.name, None)
                 if tenant.removed_at is None:
-                    self._tenants[tenant.name] = self._of_row(tenant)
-                else:
-                    self._tenants.pop(tenant.name, None)
+                    try:
+                        self._tenants[tenant.name] = self._of_row(tenant)
+                    except ValueError:
+                        self._unreadable(f"tenant {tenant.name}")
         for key in keys:
             known = self._rows.get(key.id)
             if known is not None:
@@ -110,7 +130,11 @@ class Directory:
             del self._rows[row.id]
             self._keys_of[row.tenant].discard(row.id)
             return
-        who = self._who(row)
+        try:
+            who = self._who(row)
+        except ValueError:
+            self._unreadable(f"key {row.name}")
+            return
         if row.name in self.file_keys or who is None:
             return
         until_s = row.expires_at.timestamp() if row.expires_at else None
@@ -144,6 +168,8 @@ class Directory:
         )
 
     def _of_row(self, row: TenantRow) -> Tenant:
+        if not LEAST_WEIGHT <= row.weight <= MOST_WEIGHT:
+            raise ValueError("no such weight")
         return Tenant(
             row.name,
             Limits.model_validate(row.limits),

@@ -58,14 +58,21 @@ class Following:
         self._wanted.set()
 
     async def _look(self) -> None:
+        known = self._directory.revision
         try:
-            changes = await self._ask(self._directory.revision)
+            changes = await self._ask(known)
+            # A database that was put back to what it was earlier: what is known may never have been.
+            restarted = changes.revision < known == self._directory.revision
+            if restarted:
+                changes = await self._ask(0)
         except StoreLost as lost:
             if not self._lost:
                 self._note(str(lost))
             self._lost = str(lost)
             return
-        if changes.revision != self._directory.revision or not self._directory.complete:
+        if restarted:
+            self._directory.restart(changes.revision, changes.tenants, changes.keys)
+        elif changes.revision != known or not self._directory.complete:
             self._directory.follow(changes.revision, changes.tenants, changes.keys)
         if self._lost:
             self._lost = ""

@@ -26,6 +26,16 @@ async def test_readiness_says_which_models_can_be_called() -> None:
             assert (await harness.get("/livez", {})).status == 200
 
 
+async def test_where_strangers_call_readiness_names_no_model() -> None:
+    """With a listener for operators the details are there alone."""
+    server = {"port": 0, "metrics_port": 0}
+    async with scripted("a") as engines, gateway({"a": engines["a"].url}, server=server) as harness:
+        reply = await harness.get("/readyz", {})
+        assert (reply.status, reply.json) == (200, {"status": "ready"})
+        async with WireClient(harness.operations_url) as client:
+            assert MODEL in (await client.get("/readyz")).json["models"]
+
+
 async def test_metrics_count_calls_by_model_and_outcome() -> None:
     """Everything that a dashboard asks for, read as a scraper reads it."""
     async with scripted("a") as engines, gateway({"a": engines["a"].url}) as harness:

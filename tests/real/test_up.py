@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.conftest import Worker, free_port
+from tests.real.conftest import MODEL, Worker, free_port
 from tests.wire_client import WireClient
 
 pytestmark = pytest.mark.anyio
@@ -84,6 +84,8 @@ async def test_up_prints_what_works_survives_a_killed_worker_and_leaves_nothing(
         assert (await pasted("sh", "-c", f"{curl[0]} -sS")).rstrip().endswith("data: [DONE]")
         assert "Paris" in await pasted(sys.executable, "-c", sdk[0])
 
+        await administered(tmp_path)
+
         worker_pid = next(pid for pid in family if "engine_config.worker" in command_of(pid))
         os.kill(worker_pid, signal.SIGKILL)
         await until("ready", within_s=400)
@@ -102,6 +104,17 @@ async def test_up_prints_what_works_survives_a_killed_worker_and_leaves_nothing(
         if up.returncode is None:
             os.killpg(up.pid, signal.SIGKILL)
             await up.wait()
+
+
+async def administered(state: Path) -> None:
+    """A key that is made on this machine is listed, and what calls used stands in the books."""
+    pagegate, here = (sys.executable, "-m", "gateway"), ("--state", str(state))
+    await pasted(*pagegate, "keys", "create", "another", *here)
+    listed = await pasted(*pagegate, "keys", "list", *here)
+    assert "another" in listed and "bootstrap" in listed
+    async with asyncio.timeout(10):
+        while MODEL not in await pasted(*pagegate, "usage", "summary", *here):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
 
 def command_of(pid: int) -> str:

@@ -167,6 +167,20 @@ def test_what_was_asked_earlier_and_comes_later_is_old() -> None:
     assert subject.revision == 5
 
 
+def test_a_row_that_cannot_be_understood_opens_nothing_and_holds_up_no_other() -> None:
+    """A later version may have written it; the others are followed, and the operator is told."""
+    told: list[str] = []
+    settings = IdentitySettings.model_validate({"secret": SECRET.decode()})
+    subject = Directory(settings, (), SECRET, Wall(), unreadable=told.append)
+    newer = [key("pg-a", limits={"images_per_minute": 5}), key("pg-b", priority="urgent"), key("pga-c", role="owner")]
+    broken = [tenant("broken", budget={"cost_per_day": 1e308}), tenant("light", weight=1e-307)]
+    subject.follow(1, [tenant(), *broken], [*newer, key()])
+    assert name_of(subject.find("pg-one")) == "pg-one"
+    assert not [each.name for each in newer if subject.find(each.name)]
+    assert subject.tenant("broken") is subject.tenant("light") is None
+    assert sorted(told) == ["key pg-a", "key pg-b", "key pga-c", "tenant broken", "tenant light"]
+
+
 class Database:
     """Answers in the order in which it is told to; remembers what it was asked."""
 
@@ -231,3 +245,17 @@ async def test_a_database_that_is_not_there_yet_holds_up_no_start() -> None:
         assert not subject.complete
         await database.until_asked(3)
         assert subject.complete
+
+
+async def test_a_database_that_was_put_back_is_read_anew() -> None:
+    """From a backup, say: a key that was made since is gone, one that was revoked since is not."""
+    since = Changes(9, (key("pg-made-since"), key(revoked_at=DAWN)), ())
+    backup = Changes(4, (), ())
+    whole = Changes(4, (key(),), (tenant(),))
+    subject, database = directory(complete=False), Database(changes(8, [key()]), since, backup, whole)
+    async with Following(subject, database.changes, 0.001, lambda why: None):
+        await database.until_asked(5)
+        assert name_of(subject.find("pg-one")) == "pg-one"
+        assert subject.find("pg-made-since") is None
+        assert name_of(subject.find("pga-root")) == "root"
+        assert database.asked[:5] == [0, 8, 9, 0, 4]

@@ -76,7 +76,7 @@ ROWS: tuple[Row, ...] = (
     (errors.QueueFull("m", 1.0), BUSY, SOON),
     (errors.WaitTooLong("m", 1.0), BUSY, SOON),
     (errors.Unserved("x"), BUSY, SOON),
-    (errors.GateClosed(7), BUSY, SOON),
+    (errors.GateClosed(), BUSY, SOON),
     (errors.TooManyConnections(), BUSY, SOON),
     (errors.GatewayFull(), BUSY, SOON),
     (errors.BodiesWaiting(), BUSY, SOON),

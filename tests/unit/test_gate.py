@@ -71,9 +71,12 @@ class Subject:
         )
         self._counted = count
         self.asked = 0
+        self.counting = asyncio.Event()
+        self.counting.set()
 
     async def _count(self, call: Call) -> int | None:
         self.asked += 1
+        await self.counting.wait()
         return self._counted
 
     def _free(self, on_the_way: int) -> bool:
@@ -120,6 +123,21 @@ async def test_a_gate_prints_its_story() -> None:
     assert repr(gate) == "<Gate 1 running, 0 waiting, 0 refused, 1 shed>"
     gate.leave(lease, call(), None)
     assert repr(gate) == "<Gate 0 running, 0 waiting, 0 refused, 1 shed>"
+
+
+async def test_no_more_calls_are_let_in_at_once_than_may_run() -> None:
+    """Also while each of them waits to know what it may take."""
+    it = subject(count=1, max_running=3)
+    it.counting = asyncio.Event()
+    who = principal(tokens_per_minute=1000)
+    async with asyncio.TaskGroup() as group:
+        calls = [
+            group.create_task(waiting_in_vain(it.gate, who) if n > 2 else it.gate.enter(who, call())) for n in range(6)
+        ]
+        await turns()
+        it.counting.set()
+    assert repr(it.gate) == "<Gate 3 running, 0 waiting, 0 refused, 3 shed>"
+    assert all(task.done() for task in calls)
 
 
 @pytest.mark.parametrize(

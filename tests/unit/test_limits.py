@@ -187,7 +187,8 @@ def test_cost_is_counted_in_millionths_and_told_in_units() -> None:
 def test_a_call_larger_than_a_budget_is_told_so() -> None:
     """It will not fit tomorrow either."""
     refused = Hand((budget(100),)).refused(101)
-    assert type(refused) is LimitReached
+    assert type(refused) is BudgetSpent
+    assert refused.retry_after_s is None
     assert refused.retry_after_s is None
 
 
