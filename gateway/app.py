@@ -26,7 +26,7 @@ from gateway.catalog import Catalog
 from gateway.edge.arrival import ReadingLimits, Room
 from gateway.edge.probes import Probes
 from gateway.edge.routes import Calls, Models, Surface, described
-from gateway.fleet.capacity import has_room
+from gateway.fleet.capacity import has_room, room
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.replica import Health, Replica
 from gateway.fleet.scrape import Scraper
@@ -122,8 +122,8 @@ async def running(
             )
         )
         for model in settings.models:
-            room = partial(_room, fleet, model.name, settings.queue)
-            line = lines[model.name] = Line(model.name, settings.queue, room, clock)
+            roomy = partial(_room, fleet, model.name, settings.queue)
+            line = lines[model.name] = Line(model.name, settings.queue, roomy, clock)
             up.callback(line.close)
         gate = Gate(
             settings.admission,
@@ -147,7 +147,7 @@ async def running(
             catalog=catalog,
             gate=gate,
             fleet=fleet,
-            router=ReplicaRouter(settings.routing, rng),
+            router=ReplicaRouter(settings.routing, rng, lambda replica: room(replica, settings.queue) >= 1),
             dispatcher=Dispatcher(settings.upstream, engines, fleet),
             telemetry=Telemetry(settings.telemetry, tracer, instruments, log, clock, rng, accounting),
             open_calls=open_calls,

@@ -265,7 +265,7 @@ class IssuerSettings(Section):
     )
     refresh_s: Seconds = Field(300, description="How often the issuer's keys are fetched anew.")
     max_stale_s: Seconds = Field(86_400, description="How long its keys hold if they cannot be fetched any more.")
-    claims: ClaimSettings = ClaimSettings()
+    claims: ClaimSettings = Field(ClaimSettings(), description="Where its tokens say what.")
     tenants: dict[str, Name] = Field({}, description="Which tenant a value of the tenant claim stands for.")
     default_tenant: Name | None = Field(None, description="The tenant of tokens that name none; without it, refused.")
     default_models: tuple[Pattern, ...] = Field(

@@ -1,7 +1,7 @@
 """Which replica should serve a call: filters, then weighted scorers, then a ranking. Decides; does nothing."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -10,6 +10,9 @@ from gateway.fleet.replica import Replica, Snapshot
 from gateway.routing.filters import FILTERS
 from gateway.routing.scorers import Scorer, free_kv, idleness
 from gateway.settings import RoutingSettings
+
+HasRoom = Callable[[Replica], bool]
+"""Whether a replica takes one more call now."""
 
 
 class Ranking(NamedTuple):
@@ -28,17 +31,22 @@ class Ranking(NamedTuple):
 class Router:
     """Ranks replicas with the weights of the settings."""
 
-    def __init__(self, settings: RoutingSettings, rng: random.Random) -> None:
+    def __init__(self, settings: RoutingSettings, rng: random.Random, has_room: HasRoom = lambda replica: True) -> None:
         weights = {idleness: settings.idleness, free_kv: settings.free_kv}
         self._scorers = tuple((score, weight) for score, weight in weights.items() if weight)
         self._rng = rng
+        self._has_room = has_room
 
     def rank(self, call: Call, fleet: Snapshot) -> Ranking:
-        return rank(call, fleet, self._scorers, self._rng)
+        return rank(call, fleet, self._scorers, self._rng, self._has_room)
 
 
-def rank(call: Call, fleet: Snapshot, scorers: Sequence[tuple[Scorer, float]], rng: random.Random) -> Ranking:
-    """Best first; equals in random order, so that many gateways do not all choose the same replica."""
+def rank(
+    call: Call, fleet: Snapshot, scorers: Sequence[tuple[Scorer, float]], rng: random.Random, has_room: HasRoom
+) -> Ranking:
+    """Best first, and those that are full behind all others, whatever else speaks for them: a call had its turn because
+    one has room. Equals are in random order, so that many gateways do not all choose the same replica.
+    """
     able = list(fleet.of(call.model))
     for keep in FILTERS:
         able = [replica for replica in able if keep(call, replica)]
@@ -47,6 +55,6 @@ def rank(call: Call, fleet: Snapshot, scorers: Sequence[tuple[Scorer, float]], r
         total = 0.0
         for score, weight in scorers:
             total += weight * score(call, replica)
-        scored.append((total, rng.random(), replica))
-    scored.sort(key=itemgetter(0, 1), reverse=True)
-    return Ranking(tuple([entry[2] for entry in scored]), tuple([entry[0] for entry in scored]))
+        scored.append((has_room(replica), total, rng.random(), replica))
+    scored.sort(key=itemgetter(0, 1, 2), reverse=True)
+    return Ranking(tuple([entry[3] for entry in scored]), tuple([entry[1] for entry in scored]))

@@ -66,7 +66,7 @@ async def test_a_change_leaves_alone_what_it_does_not_name(desk: Desk) -> None:
     [
         ({}, "something to change"),
         ({"name": "other"}, "name"),
-        ({"weight": 0}, "weight: must be more than 0"),
+        ({"weight": 0}, "weight: must be at least 0.001"),
         ({"weight": None}, "weight: cannot be null"),
         ({"budget": {"cost_per_day": -1}}, "budget.cost_per_day: must be more than 0"),
         ({"budget": {"cost_per_day": 1e400}}, "too large"),

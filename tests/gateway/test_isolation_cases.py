@@ -136,6 +136,7 @@ async def test_two_tenants_in_a_storm_of_calls_and_departures_have_nothing_of_ea
     assert sent.left > 300 and sent.refused > 30
     # What engines were sent: a nonce always under its tenant's salt, and nothing else of who it was.
     salts = {tenant: cache_salt(tenant, SECRET.encode()) for tenant in TENANTS}
+    assert len(set(salts.values())) == len(TENANTS)
     for each in received:
         (nonce,) = set(NONCE.findall(each.raw_body))
         assert each.body["cache_salt"] == salts[nonce.decode().split("-")[1]]

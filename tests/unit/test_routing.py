@@ -138,3 +138,11 @@ def test_a_ranking_is_sorted_and_holds_all_that_are_up(
     assert list(ranking.scores) == sorted(ranking.scores, reverse=True)
     for found, score in zip(ranking.replicas, ranking.scores, strict=True):
         assert score == pytest.approx(idle_weight * idleness(CALL, found) + kv_weight * free_kv(CALL, found))
+
+
+def test_a_replica_that_is_full_comes_after_all_that_are_not() -> None:
+    """Whatever speaks for it; it is not left out, for another may fail."""
+    replicas = (replica("full"), replica("busy", in_flight=9, kv_usage=0.9))
+    router = Router(RoutingSettings(), random.Random(1), lambda each: each.name != "full")
+    assert names(router, *replicas) == ["busy", "full"]
+    assert names(Router(RoutingSettings(), random.Random(1)), *replicas) == ["full", "busy"]
