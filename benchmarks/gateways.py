@@ -126,7 +126,8 @@ def pagegate_settings(site: Site, *, log_calls: bool) -> Path:
                 **bound,
             }
         ],
-        "queue": {"max_wait_s": 0.4} if bound else {},
+        "queue": {"max_wait_s": 0.4, "backlog": 0} if bound else {},
+        "admission": {"max_running": UNLIMITED},
         "telemetry": {"log_calls": log_calls, "sample_ratio": 0.01, "otlp_endpoint": site.traces},
     }
     path = site.folder / f"pagegate-{site.port}.yaml"

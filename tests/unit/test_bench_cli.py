@@ -93,7 +93,8 @@ def test_our_settings_are_good_and_have_everything_on(site: Site) -> None:
     (key,), (tenant,) = settings.identity.keys, settings.identity.tenants
     for limits in (key.limits, tenant.limits):
         assert limits.requests_per_minute and limits.tokens_per_minute and limits.concurrent_calls
-    assert settings.admission.max_running == 40
+    assert settings.models[0].calls_per_replica == 20
+    assert settings.queue.max_wait_s < 0.5
     assert (settings.telemetry.log_calls, settings.telemetry.sample_ratio) == (False, 0.01)
     assert settings.telemetry.otlp_endpoint == "http://127.0.0.1:4318"
     assert len(settings.models[0].replicas) == 2
