@@ -161,7 +161,7 @@ class Parts:
     def admit(self) -> None:
         lease = at_once(self.pipeline.gate.enter(self.principal, self.call))
         lease.lines()
-        self.pipeline.gate.leave(lease, self.call, None)
+        self.pipeline.gate.leave(lease, None)
 
     def rank(self) -> None:
         self.pipeline.router.rank(self.call, self.pipeline.fleet.snapshot())

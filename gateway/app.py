@@ -15,13 +15,14 @@ from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from gateway.admission.appraisal import Appraiser
 from gateway.admission.gate import Gate
 from gateway.admission.limits import LocalLimits
 from gateway.admission.line import Line
 from gateway.admission.pricing import Pricing
 from gateway.admission.rulebook import Rulebook
 from gateway.admission.shared import SharedLimits
-from gateway.attachments import administered, judging, limiting
+from gateway.attachments import TokenWatch, administered, judging, limiting
 from gateway.catalog import Catalog
 from gateway.edge.arrival import ReadingLimits, Room
 from gateway.edge.probes import Probes
@@ -104,7 +105,8 @@ async def running(
             from gateway import books as bookkeeping
 
             books = await up.enter_async_context(bookkeeping.kept(settings.store, directory, limiter, wall, log))
-        tokens = await up.enter_async_context(judging(settings.identity, log, clock, wall, rng))
+        watch = TokenWatch(log)
+        tokens = await up.enter_async_context(judging(settings.identity, watch, clock, wall, rng))
         identities = Identities(directory, tokens, Failures(settings.identity.failures_per_minute, clock))
         engines = await up.enter_async_context(HttpEngines(settings.upstream))
         probing = await up.enter_async_context(
@@ -129,16 +131,17 @@ async def running(
             settings.admission,
             Rulebook(settings.models, settings.limits),
             limiter,
-            Pricing(settings.models, settings.pricing),
+            Appraiser(
+                settings.admission,
+                Pricing(settings.models, settings.pricing),
+                Counting(engines, lambda model: fleet.snapshot().of(model)),
+            ),
             lines.__getitem__,
-            Counting(engines, lambda model: fleet.snapshot().of(model))
-            if settings.admission.count_tokens == "exact"
-            else None,
         )
         instruments = metrics.Metrics(
             fleet.snapshot,
             lambda: gate.running,
-            partial(_readings, lines, limiter, books.ledger if books is not None else None),
+            partial(_readings, lines, limiter, books.ledger if books is not None else None, watch),
         )
         await up.enter_async_context(LoopLag(instruments.loop_lag.observe, clock))
         accounting = Accounting(books.ledger.add, wall) if books is not None else None
@@ -180,11 +183,22 @@ async def running(
 
 
 def _readings(
-    lines: Mapping[str, Line], limiter: LocalLimits | SharedLimits, ledger: "Ledger | None"
+    lines: Mapping[str, Line],
+    limiter: LocalLimits | SharedLimits,
+    ledger: "Ledger | None",
+    watch: TokenWatch,
 ) -> Iterator[Reading]:
     """What a scrape reads off the parts that only some gateways have."""
     waiting: dict[tuple[str, ...], float] = {(model,): line.waiting for model, line in lines.items()}
     yield Reading("pagegate_waiting_calls", "Calls that wait for their turn.", ("model",), waiting)
+    refused: dict[tuple[str, ...], float] = {place: float(times) for place, times in watch.refused.items()}
+    yield Reading(
+        "pagegate_tokens_refused", "Tokens (JWT) that were refused, by fault.", ("issuer", "fault"), refused, grows=True
+    )
+    missed: dict[tuple[str, ...], float] = {(issuer,): times for issuer, times in watch.not_fetched.items()}
+    yield Reading(
+        "pagegate_issuer_keys_not_fetched", "Failed fetches of issuers' keys.", ("issuer",), missed, grows=True
+    )
     if isinstance(limiter, SharedLimits):
         yield Reading("pagegate_redis_up", "1 while limits are shared through Redis.", (), {(): not limiter.away})
     if ledger is not None:

@@ -4,6 +4,7 @@ A part of the composition root. What is not asked for is not even imported.
 """
 
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from gateway.telemetry.logs import Log
 
 if TYPE_CHECKING:
     from gateway.books import Books
+    from gateway.identity.jws import Fault
     from gateway.identity.tokens import Tokens
 
 Clock = Callable[[], float]
@@ -46,29 +48,37 @@ async def limiting(
         yield shared
 
 
+class TokenWatch:
+    """What was wrong with tokens, counted: callers are not told. `refused` is by issuer (empty: unknown) and fault."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self.refused = Counter[tuple[str, str]]()
+        self.not_fetched = Counter[str]()
+
+    def token_refused(self, issuer: str | None, fault: "Fault") -> None:
+        self.refused[issuer or "", fault.value] += 1
+
+    def keys_fetched(self, issuer: str, trouble: str | None) -> None:
+        if trouble is not None:
+            self.not_fetched[issuer] += 1
+            self._log.warning("issuer_keys_not_fetched", issuer=issuer, why=trouble)
+
+
 @asynccontextmanager
 async def judging(
-    settings: IdentitySettings, log: Log, clock: Clock, wall: Clock, rng: random.Random
+    settings: IdentitySettings, watch: TokenWatch, clock: Clock, wall: Clock, rng: random.Random
 ) -> "AsyncIterator[Tokens | None]":
     """The judge of tokens, where there are issuers."""
     if not settings.issuers:
         yield None
         return
     from gateway.identity.documents import HttpDocuments
-    from gateway.identity.jws import Fault
     from gateway.identity.tokens import Tokens
-
-    class Watcher:
-        def token_refused(self, issuer: str | None, fault: Fault) -> None:
-            log.info("token_refused", issuer=issuer, fault=fault.value)
-
-        def keys_fetched(self, issuer: str, trouble: str | None) -> None:
-            if trouble is not None:
-                log.warning("issuer_keys_not_fetched", issuer=issuer, why=trouble)
 
     async with (
         HttpDocuments() as documents,
-        Tokens(settings.issuers, documents.fetch, clock, wall, rng, Watcher()) as tokens,
+        Tokens(settings.issuers, documents.fetch, clock, wall, rng, watch) as tokens,
     ):
         yield tokens
 

@@ -47,6 +47,21 @@ class Call(NamedTuple):
         """`body` as JSON; written anew each time, for a call is there as long as its stream and needs it once."""
         return orjson.dumps(self.body)
 
+    def capped(self, completion_tokens: int) -> "Call":
+        """The same call, of which a choice may have so many tokens and no more."""
+        body = {name: value for name, value in self.body.items() if name != "max_tokens"}
+        return self._replace(max_tokens=completion_tokens, body=body | {"max_completion_tokens": completion_tokens})
+
+    def __repr__(self) -> str:
+        return f"<Call {self.id} of {self.model}>"
+
+
+class Counted(NamedTuple):
+    """The tokens of a prompt, exactly, and how many more fit its context, where that is known."""
+
+    prompt_tokens: int
+    room: int | None
+
 
 @dataclass(slots=True)
 class Delivery:

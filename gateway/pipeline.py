@@ -52,7 +52,7 @@ class Pipeline:
             arrival.allowance = partial(self.gate.lines, principal, call.model)
             guard.watch(arrival)
             async with trace.entering("admission", self.gate.admit(principal, call)) as lease:
-                trace.record.lease = lease
+                trace.record.lease, call = lease, lease.call
                 with trace.stage("routing") as span:
                     ranking = self.router.rank(call, self.fleet.snapshot())
                     span.receipt(ranking.receipt)

@@ -233,5 +233,7 @@ def run(settings: Settings) -> None:
     """`serve` in an event loop of its own, in a process of its own."""
     disable_created_metrics()  # type: ignore[no-untyped-call]  # A creation time for each series doubles what every scrape carries.
     allow_files(settings.server.max_connections)
+    # What is in memory are callers' words and keys.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(settings))

@@ -375,6 +375,12 @@ class AdmissionSettings(Section):
     completion_tokens: int = Field(
         256, ge=1, description="Completion tokens reserved for a call that does not say max_tokens."
     )
+    longest_completion: int = Field(
+        4096,
+        ge=1,
+        description="The longest completion of a call that does not say max_tokens, where its tenant has a budget: it "
+        "is reserved whole, or as much as is left, and engines are told. Without a budget it may fill its context.",
+    )
     max_choices: int = Field(8, ge=1, le=128, description="The largest `n` of a call.")
     allowed_fields: tuple[str, ...] = Field(
         (),

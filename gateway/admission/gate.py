@@ -6,15 +6,14 @@ a call takes `cost.py`'s, and what that costs `pricing.py`'s.
 """
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol
 
-from gateway.admission.cost import Cost, Estimator, charge
+from gateway.admission.appraisal import Appraisal, Appraiser
 from gateway.admission.limits import Reservation
 from gateway.admission.line import Line, Turn
-from gateway.admission.pricing import Pricing
 from gateway.admission.quotas import Demand, Kind, Quota, Standing, Unit
 from gateway.admission.rulebook import Rulebook
 from gateway.call import Call, Delivery, Usage
@@ -24,10 +23,6 @@ from gateway.settings import AdmissionSettings
 
 # Durations in headers are rounded up; what is beyond a whole millisecond by less than this is an error of adding.
 ROUNDING = 1e-6
-
-
-Count = Callable[[Call], Awaitable[int | None]]
-"""The tokens of a call's prompt; None where they cannot be counted."""
 
 
 class Limiter(Protocol):
@@ -53,13 +48,17 @@ class Lease:
     `cost_micros` is in millionths of the cost unit.
     """
 
-    cost: Cost
-    demand: Demand
+    appraisal: Appraisal
     held: Reservation
     turn: Turn
     delivery: Delivery = field(default_factory=Delivery)
     charged: Usage | None = None
     cost_micros: int = 0
+
+    @property
+    def call(self) -> Call:
+        """The call as it goes on."""
+        return self.appraisal.call
 
     @property
     def waited_s(self) -> float:
@@ -79,17 +78,13 @@ class Gate:
         settings: AdmissionSettings,
         rulebook: Rulebook,
         limiter: Limiter,
-        pricing: Pricing,
+        appraiser: Appraiser,
         line: Callable[[str], Line],
-        count: Count | None = None,
     ) -> None:
-        """`count` counts the tokens of prompts, where an estimate is not good enough."""
-        self._count = count
         self._max_running = settings.max_running
-        self._estimator = Estimator(settings.completion_tokens)
         self._rulebook = rulebook
         self._limiter = limiter
-        self._pricing = pricing
+        self._appraiser = appraiser
         self._line = line
         self.running = 0
         self.waiting = 0
@@ -107,15 +102,17 @@ class Gate:
             raise GateClosed
         self.waiting += 1
         try:
-            cost, demand, held = await self._reserved(principal, call)
-            line = self._line(call.model)
+            quotas = self._rulebook.quotas(principal, call.model)
+            appraisal = await self._appraiser.appraise(call, quotas, self._limiter.standings)
+            held = await self._limiter.reserve(quotas, appraisal.demand, call.id)
+            line, tokens = self._line(call.model), appraisal.cost.total_tokens
             if line.clear():
-                turn = line.start(principal, call, cost.total_tokens)
+                turn = line.start(principal, call, tokens)
             else:
                 try:
-                    turn = await line.turn(principal, call, cost.total_tokens)
+                    turn = await line.turn(principal, call, tokens)
                 except BaseException:
-                    self._limiter.settle(held, demand)
+                    self._limiter.settle(held, appraisal.demand)
                     raise
         except GatewayError as error:
             self.shed += isinstance(error, Unserved)
@@ -124,41 +121,18 @@ class Gate:
         finally:
             self.waiting -= 1
         self.running += 1
-        return Lease(cost, demand, held, turn)
+        return Lease(appraisal, held, turn)
 
-    async def _reserved(self, principal: Principal, call: Call) -> tuple[Cost, Demand, Reservation]:
-        """What the call may take, reserved of every limit."""
-        quotas = self._rulebook.quotas(principal, call.model)
-        cost = self._estimator.estimate(call)
-        if self._count is not None and self._matters(quotas):
-            counted = await self._count(call)
-            cost = cost if counted is None else cost._replace(prompt_tokens=counted)
-        cost = _fitted(cost, quotas)
-        expected = self._pricing.expected(call.model, cost.prompt_tokens, cost.completion_tokens)
-        demand = Demand(1, cost.total_tokens, expected)
-        return cost, demand, await self._limiter.reserve(quotas, demand, call.id)
-
-    def leave(self, lease: Lease, call: Call, error: BaseException | None) -> None:
+    def leave(self, lease: Lease, error: BaseException | None) -> None:
         """Gives back the slots, and the difference between what was reserved and what is charged. Once a lease."""
         if lease.charged is not None:
             return
-        used = lease.charged = charge(call, lease.cost, lease.delivery, error)
-        lease.cost_micros = self._pricing.charged(call.model, used, lease.delivery.replica_s)
-        self._estimator.learn(call, used)
+        lease.charged, lease.cost_micros = self._appraiser.charged(lease.appraisal, lease.delivery, error)
+        used, demand = lease.charged.total_tokens, lease.appraisal.demand
         self.running -= 1
-        demand = lease.demand
-        self._limiter.settle(
-            lease.held,
-            Demand(
-                int(isinstance(error, Unserved)), demand.tokens - used.total_tokens, demand.cost - lease.cost_micros
-            ),
-        )
-        self._line(call.model).ended(lease.turn, used.total_tokens)
-
-    def _matters(self, quotas: tuple[Quota, ...]) -> bool:
-        """Whether the tokens of a call have to be known: something is counted in them, and nothing else is used up."""
-        counted = any(quota.unit in (Unit.TOKENS, Unit.COST) for quota in quotas)
-        return counted and all(standing.left > 0 for standing in self._limiter.standings(quotas))
+        back = Demand(int(isinstance(error, Unserved)), demand.tokens - used, demand.cost - lease.cost_micros)
+        self._limiter.settle(lease.held, back)
+        self._line(lease.call.model).ended(lease.turn, used)
 
     def lines(self, principal: Principal, model: str = "") -> bytes:
         """The x-ratelimit-* header lines of a principal now: what a call that was refused is answered with."""
@@ -185,28 +159,15 @@ class Admission:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._gate.leave(self._lease, self._call, error)
-
-
-def _fitted(cost: Cost, quotas: tuple[Quota, ...]) -> Cost:
-    """A guessed completion must not make a call impossible that a small limit has room for."""
-    if not cost.open_ended:
-        return cost
-    room = math.inf
-    for quota in quotas:
-        if quota.unit is Unit.TOKENS and quota.size < room:
-            room = quota.size
-    if cost.total_tokens <= room:
-        return cost
-    return cost._replace(completion_tokens=max(1, int(room) - cost.prompt_tokens))
+        self._gate.leave(self._lease, error)
 
 
 def lines_of(standings: tuple[Standing, ...]) -> bytes:
-    """The x-ratelimit-* header lines, from the tightest limit of each kind; empty where there is no limit."""
+    """The x-ratelimit-* header lines, from the tightest of the caller's own limits; empty where there is none."""
     requests = tokens = None
     for standing in standings:
         quota = standing.quota
-        if quota.kind is Kind.RATE:
+        if quota.kind is Kind.RATE and not quota.shared:
             if quota.unit is Unit.REQUESTS:
                 if requests is None or standing.left < requests.left:
                     requests = standing

@@ -40,6 +40,16 @@ class Pricing:
             return _priced(price, Usage(prompt_tokens, completion_tokens))
         return round(self._micros_a_token.get(model, 0.0) * (prompt_tokens + completion_tokens))
 
+    def affordable(self, model: str, prompt_tokens: int, micros: int) -> float:
+        """How many completion tokens so much pays for, after the prompt; infinite where they cost nothing so far."""
+        price = self._terms[model].price
+        if price is not None:
+            left, each = micros - prompt_tokens * price.prompt, price.completion
+        else:
+            each = self._micros_a_token.get(model, 0.0)
+            left = micros - prompt_tokens * each
+        return left / each if each else math.inf
+
     def charged(self, model: str, usage: Usage, replica_s: float) -> int:
         """What a call has cost that took these tokens and this share of a replica's time."""
         terms = self._terms[model]

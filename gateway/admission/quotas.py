@@ -32,7 +32,8 @@ class Quota(NamedTuple):
     """One limit of one owner.
 
     `size` units of RATE come back evenly within `period_s`; of the other kinds `period_s` is 0. `owner` and `limit`
-    are how a refusal names it: `tenant acme`, `tokens_per_minute`.
+    are how a refusal names it: `tenant acme`, `tokens_per_minute`. Of one that is `shared` among tenants none is told
+    how it stands: that would tell of the others.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Quota(NamedTuple):
     size: int
     period_s: float = 0.0
     on_loss: OnLoss = OnLoss.SHARE
+    shared: bool = False
 
     def share(self, gateways: int) -> "Quota":
         """The part of it that each of so many gateways may use by itself: at least one unit."""

@@ -5,6 +5,7 @@ Worked out once for each caller and model, and kept. How much of a quota is used
 
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
+from urllib.parse import quote
 
 from gateway.admission.quotas import Kind, Quota, Unit
 from gateway.identity.principal import Principal, Tenant
@@ -20,7 +21,8 @@ class Rulebook:
 
     def __init__(self, models: Iterable[ModelSettings], rules: Iterable[LimitRule]) -> None:
         self._of_model = {
-            model.name: tuple(_quotas(f"model {model.name}", f"model/{model.name}", model.limits)) for model in models
+            model.name: tuple(_quotas(f"model {model.name}", f"model/{model.name}", model.limits, shared=True))
+            for model in models
         }
         self._rules = tuple(rules)
         self._known: dict[Principal, dict[str, tuple[Quota, ...]]] = {}
@@ -50,8 +52,12 @@ class Rulebook:
                 ids = names | {"key": principal.id}
                 parts = [part for part in names if part in rule.per]
                 whose = "".join(f", {part} {names[part]}" for part in parts)
-                identifier = "/".join([f"rule/{rule.name}", *(ids[part] for part in parts)])
-                yield from _quotas(f"rule {rule.name}{whose}", identifier, rule, rule.on_loss)
+                # Names may hold what stands between them: quoted they cannot.
+                identifier = "/".join(
+                    ["rule", *(quote(each, safe="") for each in (rule.name, *(ids[part] for part in parts)))]
+                )
+                shared = "key" not in rule.per and "tenant" not in rule.per
+                yield from _quotas(f"rule {rule.name}{whose}", identifier, rule, rule.on_loss, shared=shared)
 
     def __repr__(self) -> str:
         return f"<Rulebook {len(self._rules)} rules, {len(self._known)} known>"
@@ -71,7 +77,9 @@ def budget_quotas(tenant: Tenant) -> Iterator[Quota]:
             yield Quota(f"{identifier}/cost/{kind}", owner, f"budget_cost_per_{kind}", kind, Unit.COST, size)
 
 
-def _quotas(owner: str, identifier: str, limits: Limits, on_loss: OnLoss = OnLoss.SHARE) -> Iterator[Quota]:
+def _quotas(
+    owner: str, identifier: str, limits: Limits, on_loss: OnLoss = OnLoss.SHARE, *, shared: bool = False
+) -> Iterator[Quota]:
     for limit, kind, unit, size, period_s in (
         ("requests_per_minute", Kind.RATE, Unit.REQUESTS, limits.requests_per_minute, MINUTE_S),
         ("tokens_per_minute", Kind.RATE, Unit.TOKENS, limits.tokens_per_minute, MINUTE_S),
@@ -79,7 +87,7 @@ def _quotas(owner: str, identifier: str, limits: Limits, on_loss: OnLoss = OnLos
         ("concurrent_calls", Kind.SLOTS, Unit.CALLS, limits.concurrent_calls, 0.0),
     ):
         if size is not None:
-            yield Quota(f"{identifier}/{limit}", owner, limit, kind, unit, size, period_s, on_loss)
+            yield Quota(f"{identifier}/{limit}", owner, limit, kind, unit, size, period_s, on_loss, shared)
 
 
 def _takes_in(rule: LimitRule, principal: Principal, model: str) -> bool:

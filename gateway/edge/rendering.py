@@ -30,6 +30,8 @@ class Answer(NamedTuple):
 
 
 INVALID = "invalid_request_error"
+# SDKs that are told to wait longer take a time of their own, and are back at once.
+LONGEST_WORTH_S = 60.0
 NEVER_RETRY = {"x-should-retry": "false"}
 # When to come back where a reply could not be begun, and no error says it better.
 RETRY_AFTER_S = 1.0
@@ -95,6 +97,8 @@ def error_headers(error: BaseException) -> dict[str, str]:
     if retry_after_s is not None:
         found["retry-after"] = str(math.ceil(retry_after_s))
         found["retry-after-ms"] = str(math.ceil(retry_after_s * 1000))
+        if retry_after_s > LONGEST_WORTH_S:
+            found.update(NEVER_RETRY)
     elif isinstance(error, LimitReached):
         found.update(NEVER_RETRY)
     return found

@@ -154,7 +154,7 @@ class Directory:
             return None
         priority = Priority(row.priority) if row.priority else tenant.priority
         limits = Limits.model_validate(row.limits)
-        return Principal(f"key/{row.name}", row.name, tenant, row.models, limits, priority)
+        return Principal(f"key/{row.id}", row.name, tenant, row.models, limits, priority)
 
     def _of_tenant(self, tenant: TenantSettings) -> Tenant:
         return Tenant(

@@ -3,6 +3,7 @@
 What is wrong with a credential is told to nobody: all that fail look the same to the caller.
 """
 
+from hashlib import blake2b
 from typing import Protocol
 
 from gateway.errors import KeysUnknown, NoKey, TooManyFailures, UnknownKey
@@ -14,6 +15,7 @@ from gateway.identity.principal import Administrator, Principal
 from gateway.settings import Role
 
 MOST_TOKENS = 10_000
+LONGEST_NAME = 200
 
 
 class Verified(Protocol):
@@ -119,5 +121,12 @@ class Identities:
 
 
 def _name(verified: Verified) -> str:
-    """The subject with its issuer; no issuer's name holds the sign between them."""
-    return f"{verified.issuer}#{verified.subject}"
+    """The subject with its issuer; no issuer's name holds the sign between them.
+
+    What is longer than the books keep ends in a digest of the whole.
+    """
+    name = f"{verified.issuer}#{verified.subject}"
+    if len(name) <= LONGEST_NAME:
+        return name
+    mark = blake2b(name.encode(), digest_size=16).hexdigest()
+    return f"{name[: LONGEST_NAME - len(mark) - 1]}~{mark}"

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from gateway.call import Call
+from gateway.call import Call, Counted
 from gateway.fleet.replica import Health, Replica
 from gateway.upstream.engines import Envelope
 
@@ -21,10 +21,13 @@ class Counting:
         self._engines = engines
         self._pool = pool
 
-    async def __call__(self, call: Call) -> int | None:
-        """The tokens of the call's prompt; None where no engine could say."""
+    async def __call__(self, call: Call) -> Counted | None:
+        """The tokens of the call's prompt, and how many more its context takes; None where no engine could say."""
         able = [replica for replica in self._pool(call.model) if replica.health is Health.UP]
         if not able:
             return None
         replica = min(able, key=lambda each: each.in_flight)
-        return await self._engines.prompt_tokens(replica, call, Envelope(call.id, None))
+        tokens = await self._engines.prompt_tokens(replica, call, Envelope(call.id, None))
+        if tokens is None:
+            return None
+        return Counted(tokens, None if replica.context_tokens is None else replica.context_tokens - tokens)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.engines import scripted
-from tests.harness import CHAT, Clock, Harness, bearer, begun, gateway, hello, key
+from tests.harness import CHAT, MODEL, Clock, Harness, bearer, begun, gateway, hello, key
 from tests.wire_client import WireClient, WireReply
 
 pytestmark = pytest.mark.anyio
@@ -223,3 +223,17 @@ async def test_the_tokens_of_a_prompt_can_be_counted_by_the_engines_own_tokenize
             assert "/tokenize" in {call.path for call in engine.others}
         async with gateway({"a": url}, clock=Clock(), identity=identity) as estimated:
             assert (await estimated.post(long)).status == 429
+
+
+async def test_a_budget_is_not_overspent_by_calls_that_leave_their_length_open() -> None:
+    """However many at once: what each may take is reserved whole, and the engine is told to stop there."""
+    identity = {"tenants": [{"name": "default", "budget": {"tokens_per_day": 300}}], "keys": [key("tester")]}
+    async with scripted("a") as engines:
+        engines["a"].serves(MODEL, max_model_len=100_000)
+        engines["a"].says("word ", forever=True)
+        async with gateway({"a": engines["a"].url}, identity=identity) as harness:
+            await harness.serving.gateway.pipeline.fleet.until(lambda _: harness.replica("a").context_tokens == 100_000)
+            replies = await asyncio.gather(*(harness.post(hello("x")) for _ in range(12)))
+            spent = sum(reply.json["usage"]["total_tokens"] for reply in replies if reply.status == 200)
+            assert 0 < spent <= 300
+            assert {reply.status for reply in replies} == {200, 429}

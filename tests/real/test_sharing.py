@@ -74,3 +74,20 @@ async def test_the_books_agree_with_the_engines_own_counters(worker: Worker, tmp
     sums = [sum(record[name] for record in found) for name in ("prompt_tokens", "completion_tokens")]
     assert sums == [await worker.counter(name) - value for name, value in zip(names, was, strict=True)]
     assert all(record["measured"] and record["cost"] > 0 for record in found)
+
+
+async def test_a_prompt_that_one_tenant_sent_is_in_no_others_cache(worker: Worker) -> None:
+    """Whether somebody else asked the same cannot be told: a second tenant's prompt is read anew, his own is not."""
+    identity = {
+        "tenants": [{"name": "greedy"}, {"name": "modest"}],
+        "keys": [key("one", tenant="greedy"), key("other", OTHER, tenant="modest")],
+    }
+    secret = [{"role": "user", "content": "A merger that nobody may hear of. " * 30}]
+    async with gateway({}, **before(worker), identity=identity) as harness:
+        hits = []
+        for caller in ("pg-test-key", OTHER, OTHER):
+            was = await worker.counter("vllm:prefix_cache_hits_total")
+            assert (await asked(harness.url, story(messages=secret, max_tokens=1), caller)).status == 200
+            hits.append(await worker.counter("vllm:prefix_cache_hits_total") - was)
+    assert hits[0] == hits[1] == 0
+    assert hits[2] > 0

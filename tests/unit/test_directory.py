@@ -57,7 +57,7 @@ def test_a_key_of_the_database_is_found_and_acts_for_its_tenant() -> None:
     subject.follow(1, [tenant(weight=3.0, priority="high", budget={"tokens_per_day": 9})], [row])
     found = subject.find("pg-one")
     assert isinstance(found, Principal)
-    assert (found.id, found.models, found.limits.requests_per_minute) == ("key/pg-one", ("tiny",), 5)
+    assert (found.id, found.models, found.limits.requests_per_minute) == ("key/id-pg-one", ("tiny",), 5)
     assert (found.tenant.name, found.tenant.weight, found.priority) == ("acme", 3.0, Priority.HIGH)
     assert found.tenant.budget.tokens_per_day == 9
     assert repr(subject) == "<Directory 2 keys, 2 tenants, revision 1>"

@@ -55,6 +55,11 @@ ROWS: tuple[Row, ...] = (
     ),
     (errors.LimitReached("tokens_per_minute", 5, "key a", None), (429, "tokens", "rate_limit_exceeded", None), NEVER),
     (
+        errors.LimitReached("tokens_per_day", 5, "key a", 61.0),
+        (429, "tokens", "rate_limit_exceeded", None),
+        {"retry-after": "61", "retry-after-ms": "61000"} | NEVER,
+    ),
+    (
         errors.LimitReached("concurrent_calls", 5, "tenant a", 1.0),
         (429, "requests", "rate_limit_exceeded", None),
         SOON,

@@ -7,16 +7,18 @@ from typing import Any
 
 import pytest
 
+from gateway.admission.appraisal import Appraiser
 from gateway.admission.gate import Gate, Lease, duration
 from gateway.admission.limits import LocalLimits
 from gateway.admission.line import Line
 from gateway.admission.pricing import Pricing
 from gateway.admission.quotas import Standing
 from gateway.admission.rulebook import Rulebook
-from gateway.call import Call, Usage
+from gateway.call import Call, Counted, Usage
 from gateway.errors import BadCall, CallerLeft, EngineFailed, EngineLost, GateClosed, GatewayError, LimitReached
 from gateway.identity.principal import Principal, Tenant
 from gateway.settings import (
+    UNLIMITED,
     AdmissionSettings,
     Budget,
     Limits,
@@ -54,30 +56,36 @@ class Subject:
     """A gate before engines that have room for `room` calls beyond those that it lets run."""
 
     def __init__(
-        self, clock: Clock, price: Price | None, queue: QueueSettings, given: dict[str, Any], count: int | None
+        self,
+        clock: Clock,
+        price: Price | None,
+        queue: QueueSettings,
+        given: dict[str, Any],
+        count: int | None,
+        limits: Limits,
     ) -> None:
         self.clock = clock
         self.room = math.inf
         self.limiter = LocalLimits(clock, lambda: 1_800_000_000.0)
         self.line = Line("m", queue, self._free, clock)
-        model = ModelSettings(name="m", price=price)
+        model = ModelSettings(name="m", price=price, limits=limits)
+        settings = AdmissionSettings(**({"count_tokens": "exact"} if count is not None else {}), **given)
         self.gate = Gate(
-            AdmissionSettings(**given),
+            settings,
             Rulebook([model], []),
             self.limiter,
-            Pricing([model], PricingSettings(accelerator_hour=3.6)),
+            Appraiser(settings, Pricing([model], PricingSettings(accelerator_hour=3.6)), self._count),
             {"m": self.line}.__getitem__,
-            self._count if count is not None else None,
         )
         self._counted = count
         self.asked = 0
         self.counting = asyncio.Event()
         self.counting.set()
 
-    async def _count(self, call: Call) -> int | None:
+    async def _count(self, call: Call) -> Counted | None:
         self.asked += 1
         await self.counting.wait()
-        return self._counted
+        return None if self._counted is None else Counted(self._counted, 100)
 
     def _free(self, on_the_way: int) -> bool:
         return self.room - self.gate.running - on_the_way >= 1
@@ -93,9 +101,10 @@ def subject(
     price: Price | None = None,
     queue: QueueSettings | None = None,
     count: int | None = None,
+    limits: Limits = UNLIMITED,
     **given: Any,
 ) -> Subject:
-    return Subject(clock or Clock(), price, queue or QueueSettings(), given, count)
+    return Subject(clock or Clock(), price, queue or QueueSettings(), given, count, limits)
 
 
 def read(lines: bytes) -> dict[str, str]:
@@ -121,7 +130,7 @@ async def test_a_gate_prints_its_story() -> None:
     with pytest.raises(GateClosed):
         await gate.enter(principal("other"), call())
     assert repr(gate) == "<Gate 1 running, 0 waiting, 0 refused, 1 shed>"
-    gate.leave(lease, call(), None)
+    gate.leave(lease, None)
     assert repr(gate) == "<Gate 0 running, 0 waiting, 0 refused, 1 shed>"
 
 
@@ -210,8 +219,8 @@ async def test_a_length_that_is_only_guessed_starves_no_small_limit(size: int, p
     asked = call(None, prompt_bytes)
     if fits:
         lease = await gate.enter(who, asked)
-        assert lease.cost.total_tokens <= size
-        assert lease.cost.completion_tokens >= 1
+        assert lease.appraisal.cost.total_tokens <= size
+        assert lease.appraisal.cost.completion_tokens >= 1
     else:
         assert (await refusal(gate, who, asked)).retry_after_s is None
 
@@ -242,7 +251,7 @@ async def test_what_a_call_took_is_settled(
     lease = await it.gate.enter(who, call(50))
     lease.delivery.usage, lease.delivery.events = usage, events
     for _ in range(3):  # Settling again changes nothing.
-        it.gate.leave(lease, call(50), error)
+        it.gate.leave(lease, error)
     left = {limit: standing.left for limit, standing in it.standings(who).items()}
     assert left == {"tokens_per_minute": tokens_left, "requests_per_minute": requests_left, "concurrent_calls": 1}
     assert it.gate.running == 0
@@ -313,12 +322,23 @@ async def test_there_are_no_headers_about_limits_that_do_not_exist() -> None:
     assert gate.lines(principal("slots", concurrent_calls=3)) == b""
 
 
+async def test_headers_tell_nothing_of_what_other_tenants_do() -> None:
+    """A limit that all share holds everybody, and shows nobody how much of it others use."""
+    it = subject(limits=Limits(requests_per_minute=2))
+    who = principal(requests_per_minute=9)
+    await it.gate.enter(principal("other", team="others"), call())
+    lease = await it.gate.enter(who, call())
+    assert read(lease.lines())["x-ratelimit-limit-requests"] == "9"
+    assert read(it.gate.lines(who, "m"))["x-ratelimit-remaining-requests"] == "8"
+    assert (await refusal(it.gate, who, call())).limit == "requests_per_minute"
+
+
 async def test_a_debt_shows_as_nothing_left() -> None:
     """No header is negative."""
-    gate, who, asked = subject().gate, principal(tokens_per_minute=100), call(prompt_bytes=600)
+    gate, who = subject().gate, principal(tokens_per_minute=100)
     lease = await gate.enter(principal(tokens_per_minute=100), call(10))
     lease.delivery.usage = Usage(590, 10)
-    gate.leave(lease, asked, None)
+    gate.leave(lease, None)
     assert read(gate.lines(who))["x-ratelimit-remaining-tokens"] == "0"
     assert read(gate.lines(who))["x-ratelimit-reset-tokens"] == "6m0s"
 
@@ -332,7 +352,7 @@ async def test_a_call_costs_what_its_tokens_cost() -> None:
     with pytest.raises(LimitReached):
         await it.gate.enter(who, call(400))
     lease.delivery.usage = Usage(1, 10)
-    it.gate.leave(lease, call(400), None)
+    it.gate.leave(lease, None)
     assert lease.cost_micros == 21
     assert it.standings(who)["budget_cost_per_day"].left == 979
 
@@ -341,7 +361,7 @@ async def test_a_call_of_a_model_without_a_price_costs_its_share_of_the_replica(
     it = subject()
     lease = await it.gate.enter(principal(), call())
     lease.delivery.usage, lease.delivery.replica_s = Usage(1, 10), 2.0
-    it.gate.leave(lease, call(), None)
+    it.gate.leave(lease, None)
     assert lease.cost_micros == 2000
 
 
@@ -349,7 +369,7 @@ async def test_tokens_that_were_counted_are_reserved_as_they_are() -> None:
     """Not the estimate; and nobody counts what no limit is counted in, or what is refused anyway."""
     it, who = subject(count=33), principal(tokens_per_minute=100)
     lease = await it.gate.enter(who, call(10, prompt_bytes=1000))
-    assert (lease.cost.prompt_tokens, it.standings(who)["tokens_per_minute"].left) == (33, 57)
+    assert (lease.appraisal.cost.prompt_tokens, it.standings(who)["tokens_per_minute"].left) == (33, 57)
     await it.gate.enter(principal("free", requests_per_minute=9), call())
     assert it.asked == 1
     busy = principal("busy", requests_per_minute=1, tokens_per_minute=1000)
@@ -385,6 +405,32 @@ async def test_durations_are_written_as_openai_writes_them(seconds: float, text:
     assert duration(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("budget", "count", "reserved", "told"),
+    [
+        pytest.param({"tokens_per_day": 10_000}, 20, 120, 100, id="as much as the context holds"),
+        pytest.param({"tokens_per_day": 80}, 20, 80, 60, id="as much as is left"),
+        pytest.param({"cost_per_day": 0.00008}, 20, 50, 30, id="as much as can be paid for"),
+        pytest.param({"tokens_per_month": 10_000}, None, 1 + 4096, None, id="not told where it could not be counted"),
+    ],
+)
+async def test_a_length_that_is_left_open_is_bounded_by_a_budget(
+    budget: dict[str, Any], count: int | None, reserved: int, told: int | None
+) -> None:
+    """What the next window does not repay is reserved whole, and the engine is told to stop there."""
+    it = subject(price=Price(prompt=1, completion=2), count=count)
+    lease = await it.gate.enter(principal(budget=Budget(**budget)), call(None))
+    assert lease.appraisal.cost.total_tokens == reserved
+    assert lease.call.max_tokens == told
+    assert lease.call.body.get("max_completion_tokens") == told
+
+
+async def test_a_length_that_is_left_open_is_shared_out_among_the_choices() -> None:
+    it = subject(count=20)
+    lease = await it.gate.enter(principal(budget=Budget(tokens_per_day=80)), call(None, choices=4))
+    assert (lease.call.max_tokens, lease.appraisal.cost.total_tokens) == (15, 80)
+
+
 # The queue.
 
 
@@ -405,7 +451,7 @@ async def test_a_call_waits_while_the_engines_are_full_and_goes_on_when_one_ends
         assert await turns(second) == [False]
         assert repr(it.gate) == "<Gate 1 running, 1 waiting, 0 refused, 0 shed>"
         it.clock.now_s += 2
-        it.gate.leave(first, call(), None)
+        it.gate.leave(first, None)
         assert (await second).waited_s == 2
     assert repr(it.gate) == "<Gate 1 running, 0 waiting, 0 refused, 0 shed>"
     assert first.waited_s == 0
@@ -422,9 +468,9 @@ async def test_turns_go_to_who_had_least_and_to_no_more_than_there_is_room_for()
         await turns()
         one = group.create_task(it.gate.enter(few, call()))
         await turns()
-        it.gate.leave(running, call(), None)
+        it.gate.leave(running, None)
         assert await turns(one, *crowd) == [True] + [False] * 20
-        it.gate.leave(await one, call(), None)
+        it.gate.leave(await one, None)
         assert (await turns(*crowd)).count(True) == 1
         it.room = math.inf
         it.line.stir()
@@ -443,7 +489,7 @@ async def test_a_caller_who_leaves_the_queue_has_cost_nothing() -> None:
         leaving.cancel()
     assert it.standings(who) == before
     assert repr(it.line) == "<Line m: 0 waiting, 0 tenants>"
-    it.gate.leave(first, call(), None)
+    it.gate.leave(first, None)
     assert (await it.gate.enter(who, call())).waited_s == 0
 
 
@@ -456,7 +502,7 @@ async def test_a_turn_whose_caller_leaves_at_that_moment_is_anothers() -> None:
         leaving = group.create_task(it.gate.enter(principal(), call()))
         staying = group.create_task(it.gate.enter(principal(), call()))
         await turns()
-        it.gate.leave(first, call(), None)
+        it.gate.leave(first, None)
         leaving.cancel()
         assert await turns(staying) == [True]
     assert leaving.cancelled()
@@ -472,7 +518,7 @@ async def test_a_turn_that_falls_to_a_caller_who_has_just_left_is_anothers() -> 
         staying = group.create_task(it.gate.enter(principal(), call()))
         await turns()
         leaving.cancel()
-        it.gate.leave(first, call(), None)
+        it.gate.leave(first, None)
         assert await turns(staying) == [True]
     assert leaving.cancelled()
 

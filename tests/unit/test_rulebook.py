@@ -28,7 +28,7 @@ def test_a_call_is_held_to_its_keys_its_tenants_and_its_models_limits() -> None:
         Quota("key/k/requests_per_minute", "key k", "requests_per_minute", Kind.RATE, Unit.REQUESTS, 5, 60.0),
         Quota("tenant/acme/tokens_per_minute", "tenant acme", "tokens_per_minute", Kind.RATE, Unit.TOKENS, 9, 60.0),
         Quota("tenant/acme/tokens_per_day", "tenant acme", "tokens_per_day", Kind.RATE, Unit.TOKENS, 99, 86_400.0),
-        Quota("model/tiny/concurrent_calls", "model tiny", "concurrent_calls", Kind.SLOTS, Unit.CALLS, 4),
+        Quota("model/tiny/concurrent_calls", "model tiny", "concurrent_calls", Kind.SLOTS, Unit.CALLS, 4, shared=True),
     )
 
 
@@ -40,11 +40,11 @@ def test_a_caller_without_limits_is_held_to_none() -> None:
     ("per", "expected", "owner"),
     [
         ((), "rule/r/requests_per_minute", "rule r"),
-        (("key",), "rule/r/key/k/requests_per_minute", "rule r, key k"),
+        (("key",), "rule/r/key%2Fk/requests_per_minute", "rule r, key k"),
         (("tenant",), "rule/r/acme/requests_per_minute", "rule r, tenant acme"),
         (("model",), "rule/r/tiny/requests_per_minute", "rule r, model tiny"),
         (("model", "tenant"), "rule/r/acme/tiny/requests_per_minute", "rule r, tenant acme, model tiny"),
-        (("tenant", "key", "model"), "rule/r/key/k/acme/tiny/requests_per_minute", None),
+        (("tenant", "key", "model"), "rule/r/key%2Fk/acme/tiny/requests_per_minute", None),
     ],
 )
 def test_a_rule_counts_for_each_combination(per: tuple[str, ...], expected: str, owner: str | None) -> None:
@@ -104,3 +104,26 @@ def test_a_token_and_a_key_of_the_same_name_are_two() -> None:
     book, tenant = Rulebook([], [rule]), Tenant("acme", Limits(), "salt")
     key, token = (Principal(f"{kind}/x", "x", tenant, ("*",)) for kind in ("key", "token"))
     assert ids(book.quotas(key, "m")) != ids(book.quotas(token, "m"))
+
+
+def test_no_two_owners_are_one_because_of_how_they_are_called() -> None:
+    """Names may hold what stands between them."""
+    models = [ModelSettings(name=name) for name in ("Qwen/m", "m")]
+    rule = LimitRule(name="r", per=("tenant", "model"), requests_per_minute=1)
+    of_key, of_all = (
+        LimitRule(name="r", per=("key",), requests_per_minute=1),
+        LimitRule(name="r/key/k", requests_per_minute=1),
+    )
+    book = Rulebook(models, [rule])
+    assert ids(book.quotas(principal(tenant="acme"), "Qwen/m")) != ids(book.quotas(principal(tenant="acme/Qwen"), "m"))
+    found = [ids(Rulebook(models, [each]).quotas(principal(), "m")) for each in (of_key, of_all)]
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize(
+    ("per", "shared"), [((), True), (("model",), True), (("tenant",), False), (("key", "model"), False)]
+)
+def test_a_rule_is_shared_unless_it_counts_for_each_tenant_or_key(per: tuple[str, ...], shared: bool) -> None:
+    rule = LimitRule.model_validate({"name": "r", "per": per, "requests_per_minute": 1})
+    (quota,) = Rulebook([], [rule]).quotas(principal(), "tiny")
+    assert quota.shared is shared
