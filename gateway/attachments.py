@@ -101,7 +101,7 @@ def administered(
         Declared.of(settings.identity, settings.admin),
         secret,
         now=lambda: datetime.fromtimestamp(wall(), UTC),
-        changed=books.following.soon,
+        changed=books.following.at_once,
         status=status,
         unit=settings.pricing.unit,
     )

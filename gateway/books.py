@@ -77,8 +77,8 @@ async def kept(
     assert settings.url is not None
     database = Database(settings.url)
 
-    async def changes(revision: int) -> Changes:
-        found: Changes = await (await opening.done()).read(revisions.changed_since, revision)
+    async def changes(revision: int, stamp: str) -> Changes:
+        found: Changes = await (await opening.done()).read(revisions.changed_since, revision, stamp)
         return found
 
     def told(why: str) -> None:

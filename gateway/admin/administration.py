@@ -1,6 +1,6 @@
 """Administration as a whole: all acts there are, over one database and one record of them. Knows nothing of HTTP."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 
 from gateway.admin.declared import Declared
@@ -23,7 +23,7 @@ class Administration:
         declared: What the settings file names.
         secret: The secret under which keys are hashed.
         now: Wall time, aware and in UTC.
-        changed: Called after each change of keys or tenants; other gateways find out by themselves.
+        changed: Awaited after each change of keys or tenants; other gateways find out by themselves.
         status: What the parts of this gateway say of themselves.
         unit: What the cost unit is called.
     """
@@ -35,7 +35,7 @@ class Administration:
         secret: bytes,
         *,
         now: Callable[[], datetime],
-        changed: Callable[[], None],
+        changed: Callable[[], Awaitable[None]],
         status: Status,
         unit: str,
     ) -> None:

@@ -5,7 +5,7 @@ What an act does is said by whoever calls. Nothing here changes or removes an en
 """
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -33,10 +33,13 @@ class Note:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Recorded:
-    """Does acts on a database. `changed` is called after each that changed something, so that it soon holds here."""
+Changed = Callable[[], Awaitable[None]]
 
-    def __init__(self, database: Database, now: Callable[[], datetime], changed: Callable[[], None]) -> None:
+
+class Recorded:
+    """Does acts on a database. `changed` is awaited after each that changed something, until it holds here."""
+
+    def __init__(self, database: Database, now: Callable[[], datetime], changed: Changed) -> None:
         self._database = database
         self._now = now
         self._changed = changed
@@ -73,7 +76,7 @@ class Recorded:
         except (RoleTooSmall, BadCall, StoreLost) as error:
             await self._tell(actor, note, error)
             raise
-        self._changed()
+        await self._changed()
         return done
 
     async def record(self, actor: Actor, note: Note) -> None:

@@ -147,7 +147,7 @@ class Turns(Generic[Holder]):
         if self._of_tenant.get(ticket.tenant, 0) >= self._max_of_tenant:
             own = next((last for band in below if (last := band.last_of(ticket.tenant)) is not None), None)
             if own is None:
-                raise TenantQueueFull(ticket.tenant, self._max_of_tenant, self._back_s(ticket.tenant, ticket, now_s))
+                raise TenantQueueFull(ticket.tenant, self._max_of_tenant, self._back_s(ticket, now_s))
             self._check_wait(ticket, now_s)
             return own
         self._check_wait(ticket, now_s)
@@ -167,7 +167,7 @@ class Turns(Generic[Holder]):
             )
             most = above.last_of_most() if above is not None else None
         if most is None:
-            raise QueueFull(self._model, self._back_s("", ticket, now_s))
+            raise QueueFull(self._model, self._back_s(ticket, now_s))
         return most
 
     def _check_wait(self, ticket: Ticket[Holder], now_s: float) -> None:
@@ -181,19 +181,20 @@ class Turns(Generic[Holder]):
             return
         over_s = (self.wait_s(ticket, now_s) or 0.0) * SPARE - left_s
         if over_s > 0:
-            raise WaitTooLong(self._model, self._told_s("", ticket, over_s, now_s))
+            raise WaitTooLong(self._model, self._told_s(ticket, over_s, now_s))
 
-    def _back_s(self, whose: str, ticket: Ticket[Holder], now_s: float) -> float:
+    def _back_s(self, ticket: Ticket[Holder], now_s: float) -> float:
         """When to come back for a place: when what is due before such a call now has had its turn."""
         wait_s = self.wait_s(ticket, now_s)
-        return self._told_s(whose, ticket, SOON_S if wait_s is None else wait_s, now_s)
+        return self._told_s(ticket, SOON_S if wait_s is None else wait_s, now_s)
 
-    def _told_s(self, whose: str, ticket: Ticket[Holder], wait_s: float, now_s: float) -> float:
-        """What a caller who has to come back is told, of the queue of a tenant or of all (empty).
+    def _told_s(self, ticket: Ticket[Holder], wait_s: float, now_s: float) -> float:
+        """What a caller who has to come back is told.
 
-        Those who were told before him have their turns first, as if they waited: a crowd that is turned away does not
-        come back all at once.
+        Those of his tenant who were told before him have their turns first, as if they waited: a crowd that is turned
+        away does not come back all at once. When nobody waits any more, all that is forgotten.
         """
+        whose = ticket.tenant
         spacing_s = self._pace.takes_s(self._bands[ticket.priority].cost(ticket), now_s)
         back_s = max(now_s + max(SOONEST_S, wait_s), self._told_until_s.get(whose, 0.0) + spacing_s)
         if len(self._told_until_s) > MOST_TOLD:
@@ -235,6 +236,7 @@ class Turns(Generic[Holder]):
             del self._of_tenant[ticket.tenant]
         if not self._entries:
             self._pace.pause(now_s)
+            self._told_until_s.clear()
 
     def __repr__(self) -> str:
         return f"<Turns {self._model}: {self.waiting} waiting, {len(self._of_tenant)} tenants>"

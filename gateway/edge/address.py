@@ -13,13 +13,21 @@ def caller_address(peer: str, head: Head, trusted: tuple[Network, ...]) -> str:
     if not trusted or not _is_in(peer, trusted):
         return peer
     address = peer
-    for hop in map(str.strip, reversed(head.header(FORWARDED_FOR).split(","))):
+    for hop in map(_without_port, reversed(head.header(FORWARDED_FOR).split(","))):
         if not _is_address(hop):
             break
         address = hop
         if not _is_in(hop, trusted):
             break
     return address
+
+
+def _without_port(hop: str) -> str:
+    """`192.0.2.1:4711` and `[2001:db8::1]:4711` are how some proxies write an address."""
+    hop = hop.strip()
+    if hop.startswith("["):
+        return hop[1:].partition("]")[0]
+    return hop.partition(":")[0] if hop.count(":") == 1 else hop
 
 
 def _is_address(text: str) -> bool:

@@ -94,12 +94,16 @@ class Directory:
         self.follow(revision, tenants, keys)
 
     def follow(self, revision: int, tenants: Iterable[TenantRow], keys: Iterable[KeyRow]) -> None:
-        """Takes in what has changed in the database up to `revision`. What was asked earlier and comes later is old.
+        """Takes in what has changed in the database up to `revision`: it knows all there is then."""
+        self.learn(tenants, keys)
+        self.revision = revision
+        self.complete = True
+
+    def learn(self, tenants: Iterable[TenantRow], keys: Iterable[KeyRow]) -> None:
+        """Takes in a part of what has changed.
 
         A row that cannot be understood, as a later version may write it, is told of and opens nothing.
         """
-        if revision < self.revision:
-            return
         touched = set[str]()
         for tenant in tenants:
             if tenant.name not in self.file_tenants:
@@ -119,8 +123,6 @@ class Directory:
             touched.add(key.id)
         for identifier in touched:
             self._learn(self._rows[identifier])
-        self.revision = revision
-        self.complete = True
 
     def _learn(self, row: KeyRow) -> None:
         """Makes what is known of a key agree with its row and its tenant."""
@@ -147,6 +149,7 @@ class Directory:
         self._digests[row.id] = tuple(held)
 
     def _who(self, row: KeyRow) -> Principal | Administrator | None:
+        _check_patterns(row.models)
         if row.role is not None:
             return Administrator(row.name, Role(row.role))
         tenant = self._tenants.get(row.tenant)
@@ -170,6 +173,7 @@ class Directory:
     def _of_row(self, row: TenantRow) -> Tenant:
         if not LEAST_WEIGHT <= row.weight <= MOST_WEIGHT:
             raise ValueError("no such weight")
+        _check_patterns(row.models)
         return Tenant(
             row.name,
             Limits.model_validate(row.limits),
@@ -188,3 +192,8 @@ def _of_key(key: KeySettings, tenant: Tenant) -> Known:
     priority = key.priority or tenant.priority
     principal = Principal(f"key/{key.name}", key.name, tenant, key.models, key.limits, priority)
     return Known(principal, key.expires_at.timestamp() if key.expires_at else None)
+
+
+def _check_patterns(models: object) -> None:
+    if not isinstance(models, tuple) or not all(isinstance(pattern, str) for pattern in models):
+        raise ValueError("no patterns")

@@ -4,6 +4,7 @@ A good credential passes whatever else its address did: many callers may share o
 """
 
 from collections.abc import Callable
+from ipaddress import ip_network
 
 MINUTE_S = 60.0
 MOST_ADDRESSES = 10_000
@@ -23,7 +24,7 @@ class Failures:
 
     def wait_s(self, address: str) -> float:
         """Counts one failure. Seconds until the address may fail again, 0 while it may."""
-        now_s = self._clock()
+        now_s, address = self._clock(), _neighbourhood(address)
         full_at_s = max(self._full_at_s.pop(address, now_s), now_s) + MINUTE_S / self._a_minute
         over_s = full_at_s - now_s - MINUTE_S
         # What is refused is not counted as well, or who goes on would never be heard again.
@@ -40,3 +41,11 @@ class Failures:
 
     def __repr__(self) -> str:
         return f"<Failures of {len(self._full_at_s)} addresses>"
+
+
+def _neighbourhood(address: str) -> str:
+    """Of IPv6 the network of 64 bits, which whoever has one address there has all of."""
+    try:
+        return str(ip_network((address, 64), strict=False)) if ":" in address else address
+    except ValueError:
+        return address

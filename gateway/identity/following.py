@@ -15,10 +15,15 @@ from gateway.lifetime import background
 from gateway.store.database import StoreLost
 from gateway.store.rows import Changes
 
-Ask = Callable[[int], Awaitable[Changes]]
-"""What has changed after a revision; raises StoreLost."""
+Ask = Callable[[int, str], Awaitable[Changes]]
+"""What has changed after a revision that is known by a stamp; raises StoreLost."""
 Note = Callable[[str], None]
 """Is told once when the database is lost, with why, and once when it is back, with an empty text."""
+
+
+# How many keys are taken in before calls have a turn; and how long a change waits for its own to be seen.
+AT_A_TIME = 200
+AT_ONCE_S = 3.0
 
 
 class Following:
@@ -30,7 +35,8 @@ class Following:
         self._every_s = every_s
         self._note = note
         self._lost = ""
-        self._wanted = asyncio.Event()
+        self._looking = asyncio.Lock()
+        self._stamp = ""
 
     async def __aenter__(self) -> Self:
         await self._look()
@@ -47,36 +53,38 @@ class Following:
 
     async def _follow(self) -> None:
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._every_s):
-                    await self._wanted.wait()
-            self._wanted.clear()
+            await asyncio.sleep(self._every_s)
             await self._look()
 
-    def soon(self) -> None:
-        """Asks at the next moment: something has just been changed here."""
-        self._wanted.set()
+    async def at_once(self) -> None:
+        """Something has just been changed here: returns when the directory has it, or after a time without it."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(AT_ONCE_S):
+                await self._look()
 
     async def _look(self) -> None:
-        known = self._directory.revision
-        try:
-            changes = await self._ask(known)
-            # A database that was put back to what it was earlier: what is known may never have been.
-            restarted = changes.revision < known == self._directory.revision
-            if restarted:
-                changes = await self._ask(0)
-        except StoreLost as lost:
-            if not self._lost:
-                self._note(str(lost))
-            self._lost = str(lost)
-            return
-        if restarted:
-            self._directory.restart(changes.revision, changes.tenants, changes.keys)
-        elif changes.revision != known or not self._directory.complete:
-            self._directory.follow(changes.revision, changes.tenants, changes.keys)
-        if self._lost:
-            self._lost = ""
-            self._note("")
+        """One look after the other: what was asked earlier must not come later."""
+        async with self._looking:
+            directory = self._directory
+            try:
+                changes = await self._ask(directory.revision, self._stamp)
+            except StoreLost as lost:
+                if not self._lost:
+                    self._note(str(lost))
+                self._lost = str(lost)
+                return
+            if changes.whole:
+                directory.restart(changes.revision, changes.tenants, changes.keys)
+            elif changes.revision != directory.revision or not directory.complete:
+                directory.learn(changes.tenants, ())
+                for start in range(0, len(changes.keys), AT_A_TIME):
+                    directory.learn((), changes.keys[start : start + AT_A_TIME])
+                    await asyncio.sleep(0)  # Calls go on meanwhile.
+                directory.follow(changes.revision, (), ())
+            self._stamp = changes.stamp
+            if self._lost:
+                self._lost = ""
+                self._note("")
 
     def __repr__(self) -> str:
         return f"<Following revision {self._directory.revision}{f', lost: {self._lost}' if self._lost else ''}>"

@@ -74,11 +74,14 @@ class TenantChanges(TypedDict, total=False):
 @dataclass(frozen=True, slots=True)
 class Changes:
     """Keys and tenants that changed after a revision, revoked and removed ones too; `revision` is the one to ask
-    for next. A row may come twice, never not at all."""
+    for next, with its `stamp`. A row may come twice, never not at all. `whole`: it is all there is, and what was told
+    before does not hold."""
 
     revision: int
     keys: tuple[KeyRow, ...]
     tenants: tuple[TenantRow, ...]
+    stamp: str = ""
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ class Words(TypeDecorator[str]):
 
 
 class Json(TypeDecorator[Any]):
-    """A JSON text of ASCII alone, which holds every text. Lists come back as tuples."""
+    """A JSON text of ASCII alone, which holds every text. Lists come back as tuples, what is no JSON as its text."""
 
     impl = String
     cache_ok = True
@@ -55,7 +55,12 @@ class Json(TypeDecorator[Any]):
         return None if value is None else json.dumps(value, separators=(",", ":"), allow_nan=False)
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
-        found = None if value is None else json.loads(value)
+        if value is None:
+            return None
+        try:
+            found = json.loads(value)
+        except ValueError:
+            return value
         return tuple(found) if isinstance(found, list) else found
 
 
@@ -88,6 +93,14 @@ revisions = Table(
     Column("revision", BigInteger, nullable=False),
 )
 """One row: the number of the last change to keys or tenants."""
+
+stamps = Table(
+    "stamps",
+    metadata,
+    Column("revision", BigInteger, primary_key=True, autoincrement=False),
+    Column("stamp", Words, nullable=False),
+)
+"""What each revision is known by: a database that was put back and went on has others for the same numbers."""
 
 keys = Table(
     "keys",

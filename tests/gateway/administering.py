@@ -79,7 +79,7 @@ class Desk:
     def advance(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
 
-    def changed(self) -> None:
+    async def changed(self) -> None:
         self.changes += 1
 
     async def call(

@@ -29,6 +29,13 @@ def test_going_on_makes_the_wait_no_longer() -> None:
     assert [failures.wait_s("a") for _ in range(1000)] == [pytest.approx(60)] * 1000
 
 
+def test_who_has_one_address_of_ipv6_has_all_of_its_network() -> None:
+    failures = Failures(1, Clock())
+    assert failures.wait_s("2001:db8::1") == 0
+    assert failures.wait_s("2001:db8::ffff") > 0
+    assert failures.wait_s("2001:db8:0:1::1") == 0
+
+
 def test_what_is_over_is_forgotten_and_the_rest_is_bounded() -> None:
     """An attacker with many addresses takes no memory."""
     clock = Clock()
@@ -55,6 +62,8 @@ TRUSTED = (ip_network("10.0.0.0/8"), ip_network("::1/128"))
         pytest.param("10.0.0.1", "unknown", "10.0.0.1", id="it says nothing that is an address"),
         pytest.param("10.0.0.1", "203.0.113.9, nonsense, 10.0.0.3", "10.0.0.3", id="no further than can be read"),
         pytest.param("::1", "2001:db8::5", "2001:db8::5", id="IPv6"),
+        pytest.param("10.0.0.1", "203.0.113.9:4711", "203.0.113.9", id="with a port"),
+        pytest.param("10.0.0.1", "[2001:db8::5]:4711", "2001:db8::5", id="IPv6 with a port"),
         pytest.param("", "203.0.113.9", "", id="a local socket"),
     ],
 )

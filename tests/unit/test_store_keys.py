@@ -225,3 +225,17 @@ async def test_the_audit_log_is_read_newest_first(store: Database) -> None:
     assert await store.read(audit.listed, limit=1) == [
         entry("e5", at=at(2), actor="ada", action="do1"),
     ]
+
+
+async def test_a_revision_that_another_history_gave_is_told_from_ours(store: Database) -> None:
+    """A database that was put back and went on has the same numbers: what is known by another stamp is told anew."""
+    await store.run(keys.add, key(name="one"))
+    known = await store.read(revisions.changed_since, 0)
+    assert not known.whole
+    same = await store.read(revisions.changed_since, known.revision, known.stamp)
+    assert (same.whole, same.keys) == (False, ())
+    for revision, stamp in ((known.revision, "another"), (known.revision + 7, known.stamp)):
+        told = await store.read(revisions.changed_since, revision, stamp)
+        assert told.whole
+        assert [each.name for each in told.keys] == ["one"]
+        assert told.stamp == known.stamp

@@ -70,6 +70,8 @@ def everything(connection: Connection) -> set[Callable[..., Any]]:
     call(revisions.current)
     call(revisions.changed_since, 0)
     call(revisions.changed_since, 590)
+    call(revisions.changed_since, 590, "a-stamp")
+    call(revisions.stamp_of, 590)
     call(audit.append, entry("new"))
     for filters in some(
         before=(None, (at(50), "50")),

@@ -16,6 +16,11 @@ def upgrade(op: Operations) -> None:
         sa.Column("revision", sa.BigInteger, nullable=False),
     )
     op.create_table(
+        "stamps",
+        sa.Column("revision", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("stamp", Words(), nullable=False),
+    )
+    op.create_table(
         "keys",
         sa.Column("id", Words(), primary_key=True),
         sa.Column("name", Words(), nullable=False),
