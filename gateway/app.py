@@ -38,7 +38,7 @@ from gateway.identity.identities import Identities
 from gateway.lifetime import OpenCalls
 from gateway.pipeline import Pipeline
 from gateway.routing.router import Router as ReplicaRouter
-from gateway.settings import QueueSettings, Settings, secret_of
+from gateway.settings import Settings, secret_of
 from gateway.telemetry import logs, metrics
 from gateway.telemetry.accounting import Accounting
 from gateway.telemetry.export import exporting
@@ -112,7 +112,13 @@ async def running(
         probing = await up.enter_async_context(
             Connections(settings.fleet.probe_timeout_s, settings.upstream.idle_connection_s)
         )
-        lines: dict[str, Line] = {}
+        fleet: Fleet
+        lines = {
+            model.name: Line(model.name, settings.queue, partial(_has_room, lambda: fleet, model.name, settings), clock)
+            for model in settings.models
+        }
+        for line in lines.values():
+            up.callback(line.close)
         fleet = await up.enter_async_context(
             Fleet(
                 settings.models,
@@ -123,10 +129,6 @@ async def running(
                 clock,
             )
         )
-        for model in settings.models:
-            roomy = partial(_room, fleet, model.name, settings.queue)
-            line = lines[model.name] = Line(model.name, settings.queue, roomy, clock)
-            up.callback(line.close)
         gate = Gate(
             settings.admission,
             Rulebook(settings.models, settings.limits),
@@ -209,8 +211,8 @@ def _readings(
         )
 
 
-def _room(fleet: Fleet, model: str, settings: QueueSettings, on_the_way: int) -> bool:
-    return has_room(fleet.snapshot().of(model), on_the_way, settings)
+def _has_room(fleet: Callable[[], Fleet], model: str, settings: Settings, on_the_way: int) -> bool:
+    return has_room(fleet().snapshot().of(model), on_the_way, settings.queue)
 
 
 def call_id(rng: random.Random) -> str:
