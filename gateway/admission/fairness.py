@@ -11,6 +11,7 @@ from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count
+from typing import NamedTuple
 
 from gateway.admission.ordered import Entry, take
 from gateway.settings import Priority
@@ -21,8 +22,7 @@ MAX_RESTING = 1024
 MEMORY = 0.9
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(NamedTuple):
     """What a call was charged when it began: `cost` is what was expected of the `tokens` that it may take.
 
     `contended`: it had waited, so others were there from whom it took a turn.
