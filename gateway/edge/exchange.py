@@ -17,6 +17,9 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 CLOSE = b"connection: close\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
+# Heads of chunks of the usual sizes: writing a number costs more than the chunk around it.
+MOST_USUAL = 4096
+CHUNK_HEADS = tuple(b"%x\r\n" % size for size in range(MOST_USUAL))
 # Who sends a long body is held back while nobody has asked for it.
 UNASKED_BYTES = 64 * 1024
 
@@ -158,7 +161,9 @@ class Exchange:
         if not data or self._departed or self._bodiless:
             return
         if self._chunked:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
+            size = len(data)
+            head = CHUNK_HEADS[size] if size < MOST_USUAL else b"%x\r\n" % size
+            data = head + data + b"\r\n"
         if self._opening:
             data = self._opening + data
             self._opening = b""

@@ -88,10 +88,10 @@ class Stream:
 
     def _take(self, data: bytes) -> bool:
         """What one read brought; whether more is wanted."""
-        now_s = self._clock()
-        last_at_s, self._delivery.last_at_s = self._delivery.last_at_s, now_s
-        if last_at_s is not None:
-            self._gap(now_s - last_at_s)
+        delivery, now_s = self._delivery, self._clock()
+        if delivery.last_at_s is not None:
+            self._gap(now_s - delivery.last_at_s)
+        delivery.last_at_s = now_s
         return self._pass(data)
 
     def _pass(self, data: bytes) -> bool:
