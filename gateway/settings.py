@@ -166,6 +166,11 @@ class Limits(Section):
         description="The same over a day, coming back evenly: there is no hour at which all is new.",
     )
     concurrent_calls: int | None = Field(None, ge=1, le=MOST_UNITS, description="Calls that may run at the same time.")
+    on_loss: OnLoss = Field(
+        OnLoss.SHARE,
+        description="While Redis cannot be reached: `share` lets this gateway use its part of these limits, `refuse` "
+        "lets nothing pass.",
+    )
 
 
 UNLIMITED = Limits()
@@ -181,11 +186,6 @@ class LimitRule(Limits):
     keys: tuple[Pattern, ...] = Field(("*",), description="Keys that the rule is for, as shell patterns.")
     tenants: tuple[Pattern, ...] = Field(("*",), description="Tenants that the rule is for, likewise.")
     models: tuple[Pattern, ...] = Field(("*",), description="Models that the rule is for, by canonical name, likewise.")
-    on_loss: OnLoss = Field(
-        OnLoss.SHARE,
-        description="While Redis cannot be reached: `share` lets this gateway use its part of the limit, `refuse` "
-        "lets nothing pass.",
-    )
 
 
 class Budget(Section):
@@ -195,6 +195,11 @@ class Budget(Section):
     tokens_per_month: int | None = Field(None, ge=1, le=MOST_UNITS, description="The same a month.")
     cost_per_day: float | None = Field(None, gt=0, le=MOST_COST, description="Cost units a day.")
     cost_per_month: float | None = Field(None, gt=0, le=MOST_COST, description="The same a month.")
+    on_loss: OnLoss = Field(
+        OnLoss.SHARE,
+        description="While Redis cannot be reached: `share` lets each gateway use its part of what is left, `refuse` "
+        "lets nothing pass.",
+    )
 
 
 NO_BUDGET = Budget()

@@ -129,7 +129,7 @@ class KeyActs:
             hint=key[-HINT_LENGTH:],
             created_at=now,
             models=() if administers else wanted.models,
-            limits=wanted.limits.model_dump(exclude_none=True),
+            limits=wanted.limits.model_dump(mode="json", exclude_defaults=True),
             priority=wanted.priority.value if wanted.priority is not None else None,
             metadata=wanted.metadata,
             role=wanted.role.value if wanted.role is not None else None,
@@ -149,7 +149,7 @@ class KeyActs:
         if change.models is not None:
             changes["models"] = change.models
         if change.limits is not None:
-            changes["limits"] = merged(row.limits, change.limits.model_dump(exclude_unset=True))
+            changes["limits"] = merged(row.limits, change.limits.model_dump(mode="json", exclude_unset=True))
         if "priority" in given:
             changes["priority"] = change.priority.value if change.priority is not None else None
         if change.metadata is not None:

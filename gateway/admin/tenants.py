@@ -100,8 +100,8 @@ class TenantActs:
             name=wanted.name,
             created_at=self._now(),
             models=wanted.models,
-            limits=wanted.limits.model_dump(exclude_none=True),
-            budget=wanted.budget.model_dump(exclude_none=True),
+            limits=wanted.limits.model_dump(mode="json", exclude_defaults=True),
+            budget=wanted.budget.model_dump(mode="json", exclude_defaults=True),
             weight=wanted.weight,
             priority=wanted.priority.value,
             metadata=wanted.metadata,
@@ -117,9 +117,9 @@ class TenantActs:
         if change.models is not None:
             changes["models"] = change.models
         if change.limits is not None:
-            changes["limits"] = merged(row.limits, change.limits.model_dump(exclude_unset=True))
+            changes["limits"] = merged(row.limits, change.limits.model_dump(mode="json", exclude_unset=True))
         if change.budget is not None:
-            changes["budget"] = merged(row.budget, change.budget.model_dump(exclude_unset=True))
+            changes["budget"] = merged(row.budget, change.budget.model_dump(mode="json", exclude_unset=True))
         if change.weight is not None:
             changes["weight"] = change.weight
         if change.priority is not None:

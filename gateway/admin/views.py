@@ -31,7 +31,7 @@ def key(found: KeySettings | AdminKeySettings | KeyRow, declared: Declared, now:
                 state="expired" if over else "active",
                 tenant=found.tenant,
                 models=found.models,
-                limits=found.limits.model_dump(exclude_none=True),
+                limits=found.limits.model_dump(mode="json", exclude_defaults=True),
                 priority=found.priority,
                 metadata=found.metadata,
                 expires_at=moment(found.expires_at),
@@ -104,8 +104,12 @@ def tenant(found: TenantSettings | TenantRow, spent: Spent | None = None) -> Vie
         "managed_by": FILE if in_file else DATABASE,
         "state": "active" if isinstance(found, TenantSettings) or found.removed_at is None else "removed",
         "models": found.models,
-        "limits": found.limits.model_dump(exclude_none=True) if isinstance(found, TenantSettings) else found.limits,
-        "budget": found.budget.model_dump(exclude_none=True) if isinstance(found, TenantSettings) else found.budget,
+        "limits": found.limits.model_dump(mode="json", exclude_defaults=True)
+        if isinstance(found, TenantSettings)
+        else found.limits,
+        "budget": found.budget.model_dump(mode="json", exclude_defaults=True)
+        if isinstance(found, TenantSettings)
+        else found.budget,
         "weight": found.weight,
         "priority": str(found.priority),
         "metadata": found.metadata,

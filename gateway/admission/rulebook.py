@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from gateway.admission.quotas import Kind, Quota, Unit
 from gateway.identity.principal import Principal, Tenant
-from gateway.settings import LimitRule, Limits, ModelSettings, OnLoss
+from gateway.settings import LimitRule, Limits, ModelSettings
 
 MINUTE_S, DAY_S = 60.0, 86_400.0
 MICROS = 1_000_000
@@ -57,7 +57,7 @@ class Rulebook:
                     ["rule", *(quote(each, safe="") for each in (rule.name, *(ids[part] for part in parts)))]
                 )
                 shared = "key" not in rule.per and "tenant" not in rule.per
-                yield from _quotas(f"rule {rule.name}{whose}", identifier, rule, rule.on_loss, shared=shared)
+                yield from _quotas(f"rule {rule.name}{whose}", identifier, rule, shared=shared)
 
     def __repr__(self) -> str:
         return f"<Rulebook {len(self._rules)} rules, {len(self._known)} known>"
@@ -71,15 +71,29 @@ def budget_quotas(tenant: Tenant) -> Iterator[Quota]:
         (Kind.MONTH, budget.tokens_per_month, budget.cost_per_month),
     ):
         if tokens is not None:
-            yield Quota(f"{identifier}/tokens/{kind}", owner, f"budget_tokens_per_{kind}", kind, Unit.TOKENS, tokens)
+            yield Quota(
+                f"{identifier}/tokens/{kind}",
+                owner,
+                f"budget_tokens_per_{kind}",
+                kind,
+                Unit.TOKENS,
+                tokens,
+                on_loss=budget.on_loss,
+            )
         if cost is not None:
             size = max(1, round(cost * MICROS))
-            yield Quota(f"{identifier}/cost/{kind}", owner, f"budget_cost_per_{kind}", kind, Unit.COST, size)
+            yield Quota(
+                f"{identifier}/cost/{kind}",
+                owner,
+                f"budget_cost_per_{kind}",
+                kind,
+                Unit.COST,
+                size,
+                on_loss=budget.on_loss,
+            )
 
 
-def _quotas(
-    owner: str, identifier: str, limits: Limits, on_loss: OnLoss = OnLoss.SHARE, *, shared: bool = False
-) -> Iterator[Quota]:
+def _quotas(owner: str, identifier: str, limits: Limits, *, shared: bool = False) -> Iterator[Quota]:
     for limit, kind, unit, size, period_s in (
         ("requests_per_minute", Kind.RATE, Unit.REQUESTS, limits.requests_per_minute, MINUTE_S),
         ("tokens_per_minute", Kind.RATE, Unit.TOKENS, limits.tokens_per_minute, MINUTE_S),
@@ -87,7 +101,7 @@ def _quotas(
         ("concurrent_calls", Kind.SLOTS, Unit.CALLS, limits.concurrent_calls, 0.0),
     ):
         if size is not None:
-            yield Quota(f"{identifier}/{limit}", owner, limit, kind, unit, size, period_s, on_loss, shared)
+            yield Quota(f"{identifier}/{limit}", owner, limit, kind, unit, size, period_s, limits.on_loss, shared)
 
 
 def _takes_in(rule: LimitRule, principal: Principal, model: str) -> bool:

@@ -75,6 +75,8 @@ def test_a_rule_says_what_holds_while_redis_is_away() -> None:
     rule = LimitRule.model_validate({"name": "r", "concurrent_calls": 1, "on_loss": "refuse"})
     (quota,) = Rulebook([], [rule]).quotas(principal(), "tiny")
     assert quota.on_loss is OnLoss.REFUSE
+    (own,) = Rulebook([], []).quotas(principal(concurrent_calls=1, on_loss="refuse"), "tiny")
+    assert own.on_loss is OnLoss.REFUSE
 
 
 def test_a_budget_counts_tokens_and_cost_by_day_and_month() -> None:
