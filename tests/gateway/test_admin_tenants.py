@@ -45,7 +45,7 @@ async def test_a_tenant_that_was_made_holds_its_keys_to_what_was_wished(desk: De
     assert isinstance(who, Principal)
     assert (who.tenant.name, who.tenant.models, who.tenant.weight, who.priority) == ("acme", ("llama-*",), 3.0, "low")
     assert who.tenant.limits.concurrent_calls == 4
-    assert who.tenant.budget.model_dump(exclude_none=True) == wanted["budget"]
+    assert who.tenant.budget.model_dump(mode="json", exclude_defaults=True) == wanted["budget"]
     assert desk.changes == 2
 
 
