@@ -77,7 +77,10 @@ async def test_a_made_key_is_alone_on_standard_output(desk: Desk) -> None:
     who = (await desk.look()).find(key)
     assert isinstance(who, Principal)
     assert (who.name, who.tenant.name, who.models, who.priority) == ("alice", "of-file", ("llama-*", "tiny"), "high")
-    assert who.limits.model_dump(mode="json", exclude_defaults=True) == {"requests_per_minute": 60, "tokens_per_day": 1000}
+    assert who.limits.model_dump(mode="json", exclude_defaults=True) == {
+        "requests_per_minute": 60,
+        "tokens_per_day": 1000,
+    }
     assert key not in result.stderr
     assert "expires at  " in result.stderr
     assert "shown this once" in result.stderr
