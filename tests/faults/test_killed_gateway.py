@@ -28,8 +28,7 @@ async def test_what_a_killed_gateway_held_is_there_for_the_others(tmp_path: Path
             engine.steps()
             content = settings({"a": engine.url})
             content = {**content, "redis": shared, "identity": content["identity"] | own}
-            sections = {"redis": shared, "identity": own}
-            async with gateway({"a": engine.url}, **sections) as other, AsyncExitStack() as streams:
+            async with gateway({"a": engine.url}, redis=shared, identity=own) as other, AsyncExitStack() as streams:
                 async with served(tmp_path, content) as (process, url):
                     for _ in range(STREAMS):
                         client = await streams.enter_async_context(WireClient(url))
