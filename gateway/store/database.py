@@ -215,7 +215,8 @@ class Database:
             elif error.connection_invalidated and not begun:
                 lost = _Stale(f"the database is away ({why(error)})")
             else:
-                lost = StoreLost(f"the database did not do it ({why(error)})", refused=is_refusal(error))
+                what = "the database did not do it" if begun else "the database cannot be reached"
+                lost = StoreLost(f"{what} ({why(error)})", refused=is_refusal(error))
         # Outside of the block: what the driver's error holds, texts and values, does not go along.
         raise lost
 
