@@ -150,11 +150,11 @@ async def test_an_operator_touches_no_administrators_key(desk: Desk) -> None:
 
 async def test_an_administrators_key_is_changed_by_an_admin(desk: Desk) -> None:
     """And the log names it as what it is."""
-    await desk.call("POST", f"{PREFIX}/keys", {"name": "root", "role": "admin"})
-    assert (await desk.call("PATCH", f"{PREFIX}/keys/root", {"expires_in_s": 60})).status == 200
-    assert (await desk.call("PATCH", f"{PREFIX}/keys/root", {"models": ["*"]})).status == 400
-    assert (await desk.call("POST", f"{PREFIX}/keys/root/rotate")).status == 200
-    assert (await desk.call("POST", f"{PREFIX}/keys/root/revoke")).status == 200
+    await desk.call("POST", f"{PREFIX}/keys", {"name": "chief", "role": "admin"})
+    assert (await desk.call("PATCH", f"{PREFIX}/keys/chief", {"expires_in_s": 60})).status == 200
+    assert (await desk.call("PATCH", f"{PREFIX}/keys/chief", {"models": ["*"]})).status == 400
+    assert (await desk.call("POST", f"{PREFIX}/keys/chief/rotate")).status == 200
+    assert (await desk.call("POST", f"{PREFIX}/keys/chief/revoke")).status == 200
     told = [(entry.action, entry.outcome) for entry in await desk.entries()]
     assert told == [
         ("administrators.create", "done"),
