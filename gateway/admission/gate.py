@@ -1,8 +1,8 @@
 """The gate: takes everything a call needs before it runs, and settles it when it ended, whatever the way.
 
 First all limits of a call are reserved in one step, or none; then the call waits for its turn where the engines of
-its model are busy. How much of a quota is used is a limiter's business, whose turn is next a queue's, how many tokens
-a call takes `cost.py`'s, and what that costs `pricing.py`'s.
+its model are busy. How much of a quota is used is a limiter's business, whose turn is next a queue's, and what a call
+may take, and is charged in the end, `appraisal.py`'s.
 """
 
 import math

@@ -28,7 +28,10 @@ class Rulebook:
         self._known: dict[Principal, dict[str, tuple[Quota, ...]]] = {}
 
     def quotas(self, principal: Principal, model: str) -> tuple[Quota, ...]:
-        """All quotas that a call of this caller for this model is held to; the same value each time."""
+        """All quotas that a call of this caller for this model is held to; the same value each time.
+
+        An empty model is one that is not known yet: rules that count for each model say nothing then.
+        """
         of_principal = self._known.get(principal)
         if of_principal is None:
             # Callers that have changed or gone are dropped with all the others: what is needed is soon there again.
@@ -105,6 +108,8 @@ def _quotas(owner: str, identifier: str, limits: Limits, *, shared: bool = False
 
 
 def _takes_in(rule: LimitRule, principal: Principal, model: str) -> bool:
+    if not model and "model" in rule.per:
+        return False
     return (
         _matches(rule.keys, principal.name)
         and _matches(rule.tenants, principal.tenant.name)

@@ -34,7 +34,7 @@ class Known(NamedTuple):
 
 
 class Directory:
-    """`<Directory 3 keys, 2 tenants, revision 17>`. Changed by `follow` alone, a revision at a time."""
+    """`<Directory 3 keys, 2 tenants, revision 17>`. `following.py` alone changes it, in parts where there is much."""
 
     def __init__(
         self,

@@ -20,7 +20,6 @@ Ask = Callable[[int, str], Awaitable[Changes]]
 Note = Callable[[str], None]
 """Is told once when the database is lost, with why, and once when it is back, with an empty text."""
 
-
 # How many keys are taken in before calls have a turn; and how long a change waits for its own to be seen.
 AT_A_TIME = 200
 AT_ONCE_S = 3.0

@@ -129,3 +129,12 @@ def test_a_rule_is_shared_unless_it_counts_for_each_tenant_or_key(per: tuple[str
     rule = LimitRule.model_validate({"name": "r", "per": per, "requests_per_minute": 1})
     (quota,) = Rulebook([], [rule]).quotas(principal(), "tiny")
     assert quota.shared is shared
+
+
+def test_while_the_model_is_unknown_no_rule_for_each_model_counts() -> None:
+    """A call that was refused before it named one is told of the limits that hold whatever it names."""
+    rules = [
+        LimitRule(name="each", per=("tenant", "model"), requests_per_minute=1),
+        LimitRule(name="all", per=("tenant",), requests_per_minute=2),
+    ]
+    assert ids(Rulebook([], rules).quotas(principal(), "")) == ["rule/all/acme/requests_per_minute"]
